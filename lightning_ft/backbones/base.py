@@ -1,0 +1,43 @@
+"""Backbone: the pretrained network, ending in features."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_ft.features import FeatureInfo, Features
+
+
+class Backbone(nn.Module, ABC):
+    """A pretrained network that turns a batch's inputs into features.
+
+    Attributes:
+        features: What a head must know to be built for this backbone.
+    """
+
+    features: FeatureInfo
+
+    @abstractmethod
+    def forward(self, inputs: Mapping[str, Tensor]) -> Features:
+        """Return the features of a batch.
+
+        Args:
+            inputs: The batch without its targets: ``input_ids`` and ``attention_mask`` of shape (batch, token) for
+                texts, ``pixel_values`` of shape (batch, channel, height, width) for images.
+        """
+
+    @abstractmethod
+    def description(self) -> dict[str, Any]:
+        """Return what a checkpoint needs to build this network again without its source: plain data and tensors."""
+
+    @classmethod
+    @abstractmethod
+    def rebuilt_from(cls, checkpoint: Path, init_args: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments that build this backbone from a run's checkpoint, reading nothing else.
+
+        Args:
+            checkpoint: A checkpoint of a run.
+            init_args: The arguments that built it in that run.
+        """

@@ -1,0 +1,231 @@
+"""TransformersBackbone: any AutoModel of Hugging Face transformers."""
+
+import inspect
+import os
+import socket
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from lightning_ft.backbones.base import Backbone
+from lightning_ft.checkpoint_io import backbone_of, load_checkpoint
+from lightning_ft.extras import require
+from lightning_ft.features import FeatureInfo, Features, MapFeatures, TokenFeatures
+from lightning_ft.resources import nearest_path, resolve
+from lightning_ft.run_folder import checkpoint_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+class TransformersBackbone(Backbone):
+    """A pretrained encoder, decoder or vision model of transformers, without its task head and pooler.
+
+    Of an encoder-decoder model it is the encoder.
+
+    Args:
+        name: A model's name on the Hugging Face hub, a local folder, ``package://name/path``, or a run's folder or
+            checkpoint: then it starts from the backbone of that run.
+        pretrained: Whether to load weights; False draws them anew for the model's config.
+        gradient_checkpointing: Whether to compute activations again in the backward pass instead of keeping them.
+        attn_implementation: transformers' attention, as in ``"sdpa"``; None for its default.
+
+    Attributes:
+        model: The transformers model.
+        tokenizer: Its tokenizer; None for a vision model.
+        max_length: Tokens of the longest text it takes; None where it knows no limit.
+        data_config: Of a vision model what its images must be: timm's keys input_size, mean, std, interpolation and
+            crop_pct; None for texts.
+
+    Raises:
+        ModuleNotFoundError: If transformers is not installed.
+        FileNotFoundError: If the model is neither here nor to be had from the hub.
+
+    Source: https://huggingface.co/docs/transformers/model_doc/auto
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        pretrained: bool = True,
+        gradient_checkpointing: bool = False,
+        attn_implementation: str | None = None,
+    ) -> None:
+        super().__init__()
+        transformers = require("transformers", extra="text", needed_by="TransformersBackbone")
+        options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
+        source = resolve(name)
+        checkpoint = checkpoint_of(source)
+        if checkpoint is not None:
+            description, weights = backbone_of(load_checkpoint(checkpoint), checkpoint)
+            if "files" not in description:
+                raise ValueError(f"{str(checkpoint)!r} holds no TransformersBackbone")
+            with tempfile.TemporaryDirectory() as folder:
+                for file, content in description["files"].items():
+                    (Path(folder) / Path(file).name).write_bytes(content.numpy().tobytes())
+                config = transformers.AutoConfig.from_pretrained(folder)
+                self.tokenizer, self.data_config = _preprocessing(transformers, folder, config)
+            self.model = _model(transformers, config, None, options)
+            self.load_state_dict(weights)
+        else:
+            local = _look_up(source, name)
+            try:
+                config = transformers.AutoConfig.from_pretrained(source, **local)
+                self.model = _model(transformers, config, source if pretrained else None, options | local)
+                self.tokenizer, self.data_config = _preprocessing(transformers, source, config, **local)
+            except OSError as error:
+                reason = str(error).splitlines()[0]
+                raise FileNotFoundError(f"cannot load the backbone {name!r}: {reason}") from error
+        if gradient_checkpointing:
+            # the other kind, reentrant, loses gradients where its input needs none: above a frozen part
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        self.max_length = _max_length(config)
+        self._accepted = frozenset(inspect.signature(self.model.forward).parameters)
+        self.train()  # transformers hands models over in eval mode, without dropout
+        self.features = self._feature_info(config)
+        self._files: dict[str, Tensor] | None = None
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Features:
+        """Return the last hidden states of a batch.
+
+        Args:
+            inputs: ``input_ids`` and ``attention_mask``, shape (batch, token), or ``pixel_values``, shape
+                (batch, channel, height, width); what the model does not take is left out.
+        """
+        states = self.model(**{key: value for key, value in inputs.items() if key in self._accepted}).last_hidden_state
+        if states.ndim == 4:
+            return MapFeatures((states,))
+        mask = inputs.get("attention_mask")
+        return TokenFeatures(states, torch.ones_like(states[..., 0]) if mask is None else mask)
+
+    def description(self) -> dict[str, Any]:
+        """Return the config's, tokenizer's and image processor's files as tensors of bytes."""
+        if self._files is None:
+            with tempfile.TemporaryDirectory() as folder:
+                self.model.config.save_pretrained(folder)
+                if self.tokenizer is not None:
+                    self.tokenizer.save_pretrained(folder)
+                self._files = {
+                    file.name: torch.from_numpy(np.frombuffer(file.read_bytes(), dtype=np.uint8).copy())
+                    for file in sorted(Path(folder).iterdir())
+                }
+        return {"files": self._files, "data_config": self.data_config}
+
+    @classmethod
+    def rebuilt_from(cls, checkpoint: Path, init_args: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the arguments that build this backbone from a run's checkpoint, reading nothing else."""
+        return {**init_args, "name": str(checkpoint)}
+
+    def _feature_info(self, config: "PretrainedConfig") -> FeatureInfo:
+        if self.data_config is None:
+            return FeatureInfo(config.get_text_config().hidden_size, "tokens")
+        size = self.data_config["input_size"]
+        training = self.model.training
+        with torch.no_grad():
+            features = self.eval()({"pixel_values": torch.zeros(1, *size)})
+        self.train(training)
+        if isinstance(features, TokenFeatures):
+            return FeatureInfo(features.states.shape[-1], "tokens")
+        (last,) = features.maps
+        return FeatureInfo(last.shape[1], "maps", (last.shape[1],), (size[-1] // last.shape[-1],))
+
+
+def _model(transformers: Any, config: "PretrainedConfig", source: str | None, options: dict[str, Any]) -> nn.Module:
+    """Load a model, or make one of its config where there is no source; without the pooler, which no head reads."""
+    try:
+        classes = transformers.AutoModel._model_mapping[type(config)]
+    except KeyError:
+        raise ValueError(f"transformers has no AutoModel for {type(config).__name__}") from None
+    model_class = classes[0] if isinstance(classes, tuple) else classes
+    if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
+        options = options | {"add_pooling_layer": False}
+    logging = transformers.utils.logging
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # it would list the weights of the dropped task head
+    logging.disable_progress_bar()
+    try:
+        if source is None:
+            model = transformers.AutoModel.from_config(config, **options)
+        else:
+            model, info = transformers.AutoModel.from_pretrained(
+                source, config=config, dtype=torch.float32, output_loading_info=True, **options
+            )
+            if missing := sorted(info["missing_keys"]):
+                rank_zero_info(
+                    f"{source}: {len(missing)} tensors of the model are not in its file and start at random: {missing[:3]}"
+                )
+    finally:
+        logging.set_verbosity(verbosity)
+    return model.get_encoder() if getattr(config, "is_encoder_decoder", False) else model
+
+
+def _preprocessing(transformers: Any, source: str, config: "PretrainedConfig", **local: Any) -> tuple[Any, Any]:
+    """Return a text model's tokenizer and None, or None and a vision model's image size, mean and std."""
+    if type(config) not in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **local)
+        if tokenizer.pad_token is None:
+            # GPT-2 and its kin have none; the mask keeps these positions out of everything
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer, None
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(source, **local).to_dict()
+    except OSError:
+        processor = {}
+    size = processor.get("crop_size") or processor.get("size") or {}
+    edge = size.get("height") or size.get("shortest_edge") or getattr(config, "image_size", 224)
+    whole = (processor.get("size") or {}).get("shortest_edge") or edge
+    return None, {
+        "input_size": (3, edge, edge),
+        "mean": tuple(processor.get("image_mean") or (0.5, 0.5, 0.5)),
+        "std": tuple(processor.get("image_std") or (0.5, 0.5, 0.5)),
+        "interpolation": {0: "nearest", 2: "bilinear", 3: "bicubic"}.get(processor.get("resample"), "bilinear"),
+        "crop_pct": edge / whole,
+    }
+
+
+def _max_length(config: "PretrainedConfig") -> int | None:
+    """Return the number of a text model's position embeddings, less those that RoBERTa's kind leaves for padding."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions < 1:
+        return None
+    return positions - config.pad_token_id - 1 if "roberta" in config.model_type else positions
+
+
+def _look_up(source: str, name: str) -> dict[str, Any]:
+    """Tell at once where a model cannot be had, instead of after transformers' half minute of retries.
+
+    Returns:
+        Options for ``from_pretrained``: the hub's cache alone is asked where the hub cannot be reached.
+    """
+    if Path(source).is_dir():
+        return {"local_files_only": True}
+    if source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).exists():
+        raise FileNotFoundError(f"no backbone {name!r}: no such folder{nearest_path(Path(source).absolute())}")
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname or ""
+    if getproxies() or os.environ.get("HF_HUB_OFFLINE") or _resolves(host):
+        return {}
+    from huggingface_hub import try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(source, "config.json"), str):
+        return {"local_files_only": True}
+    raise FileNotFoundError(
+        f"no backbone {name!r}: there is no such folder here{nearest_path(Path(source).absolute())}, and the model hub "
+        f"{host} cannot be reached; give a local folder or package://name/path"
+    )
+
+
+def _resolves(host: str) -> bool:
+    try:
+        socket.getaddrinfo(host, 443)
+    except OSError:
+        return False
+    return True

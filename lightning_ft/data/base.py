@@ -1,0 +1,248 @@
+"""FineTuningData: labelled tables, split, encoded and loaded in an order that a resumed run can continue."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch.utils.data import DataLoader
+
+from lightning_ft.data.labels import Labels, Task, is_missing
+from lightning_ft.data.sampler import EpochSampler
+from lightning_ft.data.split import stratified_split
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Part = Literal["train", "val", "test", "predict"]
+PARTS_OF_STAGE: dict[str, tuple[Part, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("predict",),
+}
+
+
+class FineTuningData(LightningDataModule, ABC):
+    """Data of a fine-tuning run: one table a part, with a label column.
+
+    A subclass reads a file into a table (``read``) and a table into samples (``samples``); splitting, label names,
+    batch order and exact resume are here. Where no file is given for validation or test, rows of the training file
+    are held out for it, the same ones in every run with the same ``split_seed``, the shares of the classes kept.
+
+    Args:
+        files: The file of each part.
+        label_column: Name of the label column.
+        labels: Class names in the order of the prediction; None: those of the training data, sorted.
+        task: What the labels are; None: as their values say.
+        val_size: Rows held out for validation where it has no file: a share below 1, or a number of rows.
+        test_size: The same for the test.
+        split_seed: Seed of the choice of held-out rows; not the run's seed, so that runs can be compared.
+        batch_size: Samples a step on one device.
+        num_workers: Processes that load samples; the order and the samples are the same with any number.
+    """
+
+    def __init__(
+        self,
+        files: Mapping[Part, str | None],
+        *,
+        label_column: str,
+        labels: Sequence[str] | None,
+        task: Task | None,
+        val_size: float,
+        test_size: float,
+        split_seed: int,
+        batch_size: int,
+        num_workers: int,
+    ) -> None:
+        super().__init__()
+        for name, size in (("val_size", val_size), ("test_size", test_size)):
+            if size < 0:
+                raise ValueError(f"expected {name} to be a share below 1 or a number of rows, but got {size}")
+        if batch_size < 1:
+            raise ValueError(f"expected batch_size to be a positive integer, but got {batch_size}")
+        self.files = dict(files)
+        self.label_column = label_column
+        self.label_names = None if labels is None else tuple(str(name) for name in labels)
+        self.task: Task | None = task
+        self.split_sizes = {"val": val_size, "test": test_size}
+        self.split_seed = split_seed
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        self._samples: dict[Part, Any] = {}
+
+    @abstractmethod
+    def read(self, part: Part) -> "Dataset":
+        """Return the whole table of a part's file; labels stand in the column ``label_column``."""
+
+    @abstractmethod
+    def samples(self, part: Part, table: "Dataset", targets: Sequence[Any] | None) -> Any:
+        """Return what a loader draws from: an indexable of samples.
+
+        Args:
+            part: The part.
+            table: Its rows.
+            targets: Their targets, as ``Labels.encode`` gives them; None for predictions.
+        """
+
+    @abstractmethod
+    def collate(self) -> Callable[[list[Any]], Any]:
+        """Return the function that makes a batch of a list of samples."""
+
+    def lengths(self, samples: Any) -> Sequence[int] | None:  # noqa: ARG002
+        """Return the tokens of each sample, shape (sample,), where batches are to be of similar length."""
+        return None
+
+    @cached_property
+    def labels(self) -> Labels:
+        """The labels: those given, else those of the training data.
+
+        Raises:
+            ValueError: If the training data has one class only.
+        """
+        if self.label_names is not None:
+            return Labels(self.task or "multiclass", self.label_names)
+        if self.task == "regression":
+            return Labels("regression")
+        return Labels.of(self.tables["train"][self.label_column], self.task, self.place("train"))
+
+    @cached_property
+    def tables(self) -> dict[Part, "Dataset"]:
+        """The rows of training, validation and test, held-out rows taken from the training file.
+
+        Raises:
+            ValueError: If nothing is left to train on.
+        """
+        if self.files["train"] is None:
+            raise ValueError(f"{type(self).__name__} needs a training file")
+        table = self._labelled("train")
+        tables: dict[Part, Dataset] = {}
+        parts: tuple[Part, ...] = ("val", "test")
+        sizes = {part: self.split_sizes[part] for part in parts if self.files[part] is None}
+        values = table[self.label_column]
+        classes = None if self._is_continuous(values) else [str(value) for value in values]
+        rows = stratified_split(len(table), classes, sizes, self.split_seed, self.place("train"))
+        for part, indices in rows.items():
+            tables[part] = table.select(indices)
+        return tables
+
+    def setup(self, stage: str) -> None:
+        """Read, check and encode the parts of a stage: ``fit``, ``validate``, ``test`` or ``predict``."""
+        for part in PARTS_OF_STAGE[stage]:
+            if part not in self._samples:
+                table = self.read(part) if part == "predict" else self.table(part)
+                targets = None
+                if part != "predict":
+                    targets = self.labels.encode(table[self.label_column], self.place(part))
+                self._samples[part] = self.samples(part, table, targets)
+
+    def table(self, part: Part) -> "Dataset":
+        """Return the labelled rows of a part; its own file is read alone, so that a test needs no training file."""
+        return self.tables[part] if self.files[part] is None or part == "train" else self._labelled(part)
+
+    def train_dataloader(self) -> DataLoader:
+        """Return the training batches, those that a resumed run has behind it left out."""
+        epoch, start_batch = 0, 0
+        if self.trainer is not None:
+            loop = self.trainer.fit_loop
+            epoch = loop.epoch_progress.current.processed
+            # `ready` counts a batch when it is drawn; `completed` lags behind it by one in a checkpoint
+            start_batch = loop.epoch_loop.batch_progress.current.ready if loop.restarting else 0
+        return self._loader("train", epoch=epoch, start_batch=start_batch)
+
+    def val_dataloader(self) -> DataLoader:
+        """Return the validation batches."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        """Return the test batches."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        """Return the batches to predict, in the order of the file."""
+        return self._loader("predict")
+
+    def predict_rows(self, start: int, stop: int) -> list[dict[str, Any]]:
+        """Return the rows ``start`` to ``stop`` of the file to predict, as a person wrote them."""
+        return self.read("predict").select(range(start, stop)).to_list()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps: label names, task, the order's seed and the number of rows."""
+        state: dict[str, Any] = {"seed": self.seed}
+        if "train" in self._samples:
+            state["num_rows"] = len(self._samples["train"])
+        if "labels" in self.__dict__ or self.label_names is not None:
+            state |= {"task": self.labels.task, "label_names": list(self.labels.names)}
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the order of a checkpoint's run.
+
+        Raises:
+            ValueError: If that run trained on another number of rows, or had other labels.
+        """
+        self.seed = state_dict["seed"]
+        theirs, ours = state_dict.get("num_rows"), len(self._samples.get("train", ()))
+        if ours and theirs not in (None, ours):
+            raise ValueError(f"the checkpoint's run trained on {theirs} rows, but {self.place('train')} gives {ours}")
+        if "label_names" not in state_dict or not self._samples or "predict" in self._samples:
+            return
+        saved = Labels(state_dict["task"], tuple(state_dict["label_names"]))
+        if saved != self.labels:
+            raise ValueError(
+                f"the checkpoint's labels are {saved.task} {list(saved.names)}, the data's {self.labels.task} "
+                f"{list(self.labels.names)}"
+            )
+
+    def place(self, part: Part) -> str:
+        """Return where a part's rows come from, for messages: ``train_file 'reviews.csv'``."""
+        source = part if self.files[part] is not None else "train"
+        return f"{source}_file {self.files[source]!r}"
+
+    def _labelled(self, part: Part) -> "Dataset":
+        """Read a part and drop rows without a label, with a notice."""
+        table = self.read(part)
+        values = table[self.label_column]
+        rows = [row for row, value in enumerate(values) if not is_missing(value)]
+        if len(rows) < len(table):
+            rank_zero_info(f"{self.place(part)}: {len(table) - len(rows)} of {len(table)} rows have no label; dropped")
+            table = table.select(rows)
+        if not len(table):
+            raise ValueError(f"{self.place(part)}: no rows to use")
+        return table
+
+    def _is_continuous(self, values: Sequence[Any]) -> bool:
+        return self.task in ("regression", "multilabel") or any(isinstance(value, float | list) for value in values)
+
+    def _loader(self, part: Part, epoch: int = 0, start_batch: int = 0) -> DataLoader:
+        samples = self._samples[part]
+        strategy = None if self.trainer is None else self.trainer.strategy
+        ranks: dict[str, int] = getattr(strategy, "distributed_sampler_kwargs", None) or {}
+        sampler = EpochSampler(
+            len(samples),
+            batch_size=self.batch_size,
+            lengths=None if part == "predict" else self.lengths(samples),
+            shuffle=part == "train",
+            seed=self.seed,
+            epoch=epoch,
+            start_batch=start_batch,
+            **ranks,
+        )
+        if hasattr(samples, "epoch"):
+            samples.epoch = sampler.shared_epoch
+        return DataLoader(
+            samples,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            collate_fn=self.collate(),
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            # its own generator: drawing the workers' base seed must not move the global one, or a resume would differ
+            generator=torch.Generator(),
+        )

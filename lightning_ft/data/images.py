@@ -1,0 +1,150 @@
+"""Images: pictures opened and transformed one by one, each by its own random numbers."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class Images(Dataset):
+    """Images and their targets, transformed as they are asked for.
+
+    What the transform draws is a function of ``seed``, ``epoch`` and the index, so that a sample is the same in any
+    worker process and after a resume; the global generators stay as they are.
+
+    Args:
+        images: The path of each image, or its row in ``pixels``.
+        pixels: Grey images, uint8, shape (image, height, width); None where ``images`` are paths.
+        targets: Class indices, rows of 0 and 1, or numbers, one an image; None for predictions.
+        transform: Turns an RGB image into a tensor (3, height, width).
+
+    Attributes:
+        seed: Seed of the run.
+        epoch: The epoch, a 0-dim tensor; a shared one tells it to worker processes.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[str] | Sequence[int],
+        pixels: np.ndarray | None,
+        targets: Sequence[Any] | None,
+        transform: Callable[["Image.Image"], Tensor],
+    ) -> None:
+        self.images = images
+        self.pixels = pixels
+        self.targets = None if targets is None else _as_tensor(targets)
+        self.transform = transform
+        self.seed = 0
+        self.epoch = torch.tensor(0)
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Return ``pixel_values`` (3, height, width), and ``labels`` where there are targets."""
+        picture = self._open(index)
+        with seeded(self.seed, int(self.epoch), index):
+            sample = {"pixel_values": self.transform(picture)}
+        if self.targets is not None:
+            sample["labels"] = self.targets[index]
+        return sample
+
+    def _open(self, index: int) -> "Image.Image":
+        from PIL import Image
+
+        image = self.images[index]
+        if self.pixels is not None:
+            return Image.fromarray(self.pixels[int(image)]).convert("RGB")
+        return read_image(str(image))
+
+
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Seed the generators of Python, NumPy and torch's CPU within the block, and put them back after it.
+
+    Args:
+        key: Whole numbers from 0 up that the seeds are made of.
+    """
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    words = np.random.SeedSequence(key).generate_state(3, np.uint64).tolist()
+    random.seed(words[0])
+    np.random.seed([words[1] >> 32, words[1] & 0xFFFFFFFF])  # noqa: NPY002
+    # not torch.manual_seed, which would seed the accelerators too
+    torch.default_generator.manual_seed(words[2])
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
+
+
+def read_image(path: str, *, draft: bool = False) -> "Image.Image":
+    """Open an image file as upright RGB.
+
+    EXIF orientation is applied, transparent parts become white, 16-bit grey keeps its range, other numbers are
+    stretched from their smallest to their largest; of an animation it is the first frame.
+
+    Args:
+        path: The file.
+        draft: Whether to read a JPEG at an eighth of its size, which still meets every byte of it.
+
+    Raises:
+        OSError: If it cannot be read; names the file.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if draft:
+                image.draft(None, (1, 1))
+            image.load()
+            return _as_rgb(_upright(image))
+    except Exception as error:  # PIL's readers raise whatever their parsing meets
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
+        raise OSError(f"{path}: {reason}") from error
+
+
+def _upright(image: "Image.Image") -> "Image.Image":
+    from PIL import ImageOps
+
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception:  # noqa: S110
+        pass  # a broken EXIF block says nothing against the pixels
+    return image
+
+
+def _as_rgb(image: "Image.Image") -> "Image.Image":
+    from PIL import Image
+
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(_as_bytes(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _as_bytes(values: np.ndarray) -> np.ndarray:
+    """Scale grey values of more than 8 bits to 0..255."""
+    if values.dtype.kind in "iu" and values.min() >= 0 and values.max() <= 0xFFFF:
+        return (values / 257).round().astype(np.uint8)
+    values = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
+    span = values.max() - values.min()
+    return ((values - values.min()) * (255 / span if span else 0.0)).round().astype(np.uint8)
+
+
+def _as_tensor(targets: Sequence[Any]) -> Tensor:
+    tensor = torch.tensor(targets)
+    return tensor.float() if tensor.is_floating_point() else tensor

@@ -1,0 +1,128 @@
+"""Tables of rows from files and from the hub, read by the datasets library."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_ft.extras import require
+from lightning_ft.resources import existing, nearest_path, resolve
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+def read_table(source: str, what: str, needed_by: str) -> "Dataset":
+    """Read a table.
+
+    Args:
+        source: A CSV, TSV, JSONL or Parquet file (``.gz`` too), a folder that ``datasets`` saved, ``package://``, or the
+            name of a data set on the hub; ``name:part`` takes a part of it other than ``train``.
+        what: What it is for, as messages say it: ``"train_file"``.
+        needed_by: The class that reads it, for the message where ``datasets`` is missing.
+
+    Returns:
+        All its rows.
+
+    Raises:
+        FileNotFoundError: If it is neither here nor to be had from the hub.
+        ValueError: If it has no rows, or cannot be read as what its name says.
+    """
+    datasets = require("datasets", extra="text", needed_by=needed_by)
+    path = Path(resolve(source)).expanduser()
+    if path.is_dir():
+        table = _saved(datasets, path, what)
+    elif path.exists():
+        table = _file(datasets, path, what)
+    else:
+        table = _hub(datasets, source, path, what)
+    if not len(table):
+        raise ValueError(f"{what} {source!r} has no rows")
+    return table
+
+
+def check_columns(table: "Dataset", columns: Mapping[str, str | None], where: str) -> None:
+    """Raise unless a table has all the columns asked for.
+
+    Args:
+        table: The table.
+        columns: From the argument that names a column to its name: ``{"text_column": "text"}``; None for none.
+        where: The file, for the message.
+
+    Raises:
+        ValueError: If one is missing; lists those that are there.
+    """
+    for argument, column in columns.items():
+        if column is not None and column not in table.column_names:
+            near = get_close_matches(column, table.column_names, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{where} has no column {column!r} ({argument}); it has {', '.join(table.column_names)}{hint}")
+
+
+def filtered(table: "Dataset", where: Mapping[str, Any], place: str) -> "Dataset":
+    """Return the rows whose columns have the values asked for.
+
+    Args:
+        table: The table.
+        where: From column to value, or to a list of values.
+        place: The file, for messages.
+
+    Raises:
+        ValueError: If a column is missing, or no row is left; lists the values that are there.
+    """
+    for column, value in where.items():
+        check_columns(table, {"where": column}, place)
+        wanted = {str(item) for item in (value if isinstance(value, list | tuple) else [value])}
+        values = [str(item) for item in table[column]]
+        rows = [row for row, item in enumerate(values) if item in wanted]
+        if not rows:
+            there = ", ".join(sorted(set(values))[:20])
+            raise ValueError(f"{place}: no row has {column} = {', '.join(sorted(wanted))}; there are {there}")
+        table = table.select(rows)
+    return table
+
+
+def _file(datasets: Any, path: Path, what: str) -> "Dataset":
+    suffixes = [suffix for suffix in path.suffixes if suffix not in (".gz", ".bz2", ".xz", ".zst")]
+    kind = READERS.get(suffixes[-1].lower() if suffixes else "")
+    if kind is None:
+        raise ValueError(f"{what} {str(path)!r}: cannot read {path.suffix or 'a file without a suffix'}; "
+                         f"known are {', '.join(READERS)}, a saved folder, and names of the hub")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{what} {str(path)!r} is empty")
+    options: dict[str, Any] = {"sep": "\t"} if suffixes[-1].lower() == ".tsv" else {}
+    try:
+        # glob characters in a file's own name would be read as a pattern
+        files = str(path).replace("[", "[[]").replace("*", "[*]").replace("?", "[?]")
+        return datasets.load_dataset(kind, data_files={"train": files}, split="train", **options)
+    except Exception as error:
+        # datasets wraps the reader's error in one of its own that names no file
+        cause = error.__cause__ or error
+        raise ValueError(f"{what} {str(path)!r} cannot be read as {kind}: {str(cause).splitlines()[0]}") from error
+
+
+def _saved(datasets: Any, path: Path, what: str) -> "Dataset":
+    try:
+        table = datasets.load_from_disk(str(path))
+    except FileNotFoundError as error:
+        raise ValueError(f"{what} {str(path)!r} is a folder, but none that the datasets library saved") from error
+    if isinstance(table, dict):
+        if what.removesuffix("_file") in table:
+            return table[what.removesuffix("_file")]
+        raise ValueError(f"{what} {str(path)!r} has the parts {', '.join(table)}; give the folder of one")
+    return table
+
+
+def _hub(datasets: Any, source: str, path: Path, what: str) -> "Dataset":
+    name, _, part = source.partition(":")
+    if path.suffix in READERS or source.startswith((".", "/", "~")) or name.count("/") > 1:
+        existing(source, what)
+    try:
+        return datasets.load_dataset(name, split=part or "train")
+    except Exception as error:
+        raise FileNotFoundError(
+            f"{what}: {source!r} is no file here{nearest_path(path.absolute())}, and no data set that the hub gives "
+            f"({str(error).splitlines()[0]})"
+        ) from error

@@ -1,0 +1,158 @@
+"""ClassificationHead: what heads share that predict classes, or a number, for a whole sample."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchmetrics import MeanAbsoluteError, MetricCollection, PearsonCorrCoef, R2Score, SpearmanCorrCoef
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassAUROC,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+    MultilabelAccuracy,
+    MultilabelAUROC,
+    MultilabelConfusionMatrix,
+    MultilabelF1Score,
+)
+
+from lightning_ft.features import FeatureInfo, Features
+from lightning_ft.heads.base import Head
+
+
+class ClassificationHead(Head):
+    """A linear layer, or a small network, over pooled features.
+
+    Args:
+        features: What the backbone gives.
+        num_classes: Classes to tell apart; for a regression how many numbers, 1 by default.
+        task: ``"multiclass"`` (one class a sample), ``"multilabel"`` (any number of them) or ``"regression"``; None
+            for multiclass.
+        dropout: Share of the pooled features set to zero in training.
+        hidden_size: Width of a hidden layer with GELU before the last; None for none.
+        class_weights: Weight of each class in the loss, shape (class,): higher for classes that matter more.
+        label_smoothing: Share of the target spread over all classes (Szegedy et al. 2016, arXiv:1512.00567).
+
+    Raises:
+        ValueError: If num_classes is missing or too small, or an option does not go with the task.
+    """
+
+    def __init__(
+        self,
+        features: FeatureInfo,
+        num_classes: int | None = None,
+        task: Literal["multiclass", "multilabel", "regression"] | None = None,
+        *,
+        dropout: float = 0.1,
+        hidden_size: int | None = None,
+        class_weights: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        self.task = task or "multiclass"
+        if self.task == "regression":
+            num_classes = num_classes or 1
+            if class_weights is not None or label_smoothing:
+                raise ValueError(f"{name}: class_weights and label_smoothing have no effect in a regression")
+        if num_classes is None:
+            raise ValueError(f"{name} needs num_classes, as in partial({name}, num_classes=2)")
+        if num_classes < (2 if self.task == "multiclass" else 1):
+            raise ValueError(f"{name}: expected num_classes to be at least 2, but got {num_classes}")
+        if class_weights is not None and len(class_weights) != num_classes:
+            raise ValueError(f"{name}: {len(class_weights)} class_weights for {num_classes} classes")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"{name}: expected label_smoothing to be at least 0 and below 1, but got {label_smoothing}")
+        self.num_classes = num_classes
+        self.label_smoothing = label_smoothing
+        weights = None if class_weights is None else torch.tensor([float(weight) for weight in class_weights])
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.class_weights: Tensor | None
+        width = features.num_features
+        hidden = [] if hidden_size is None else [nn.Linear(width, hidden_size), nn.GELU(), nn.Dropout(dropout)]
+        self.layers = nn.Sequential(nn.Dropout(dropout), *hidden, nn.Linear(hidden_size or width, num_classes))
+
+    @abstractmethod
+    def pool(self, features: Features) -> Tensor:
+        """Return one vector a sample, shape (batch, feature)."""
+
+    def forward(self, features: Features) -> Tensor:
+        """Return class logits, or the numbers of a regression, shape (batch, class)."""
+        return self.layers(self.pool(features))
+
+    def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """Return cross-entropy [nat], binary cross-entropy [nat] for multilabel, or the mean squared error.
+
+        Args:
+            prediction: Logits, shape (batch, class).
+            target: Classes, shape (batch,); rows of 0 and 1, shape (batch, class); or numbers, shape (batch,).
+        """
+        if self.task == "regression":
+            return functional.mse_loss(prediction, target.to(prediction.dtype).view_as(prediction))
+        if self.task == "multilabel":
+            smooth = target.to(prediction.dtype) * (1 - self.label_smoothing) + self.label_smoothing / 2
+            return functional.binary_cross_entropy_with_logits(prediction, smooth, self.class_weights)
+        return functional.cross_entropy(prediction, target, self.class_weights, label_smoothing=self.label_smoothing)
+
+    def metrics(self) -> MetricCollection:
+        """Return accuracy, macro F1, AUROC and confusion matrix; for a regression R2, MAE, Pearson and Spearman.
+
+        Metrics that need all predictions of an epoch keep them on the CPU.
+        """
+        assert self.num_classes is not None
+        number = self.num_classes
+        if self.task == "regression":
+            outputs = {"num_outputs": number}
+            return MetricCollection(
+                {
+                    "r2": R2Score(),
+                    "mae": MeanAbsoluteError(**outputs),
+                    "pearson": PearsonCorrCoef(**outputs),
+                    "spearman": SpearmanCorrCoef(**outputs, compute_on_cpu=True),
+                },
+                compute_groups=False,
+            )
+        if self.task == "multilabel":
+            return MetricCollection(
+                {
+                    "accuracy": MultilabelAccuracy(number, average="micro"),
+                    "macro_f1": MultilabelF1Score(number, average="macro"),
+                    "auroc": MultilabelAUROC(number, compute_on_cpu=True),
+                    "confusion_matrix": MultilabelConfusionMatrix(number),
+                },
+                compute_groups=False,
+            )
+        return MetricCollection(
+            {
+                "accuracy": MulticlassAccuracy(number, average="micro"),
+                "macro_f1": MulticlassF1Score(number, average="macro"),
+                "auroc": MulticlassAUROC(number, compute_on_cpu=True),
+                "confusion_matrix": MulticlassConfusionMatrix(number),
+            },
+            compute_groups=False,
+        )
+
+    def decode(self, prediction: Tensor, label_names: Sequence[str] | None) -> list[dict[str, Any]]:
+        """Return for each sample its ``prediction``, and the ``probabilities`` of all classes by name."""
+        if self.task == "regression":
+            rows = prediction.float().tolist()
+            return [{"prediction": row[0] if len(row) == 1 else row} for row in rows]
+        names = list(label_names or map(str, range(prediction.shape[-1])))
+        if self.task == "multilabel":
+            rows = prediction.float().sigmoid().tolist()
+            return [
+                {
+                    "prediction": [name for name, value in zip(names, row, strict=True) if value >= 0.5],
+                    "probabilities": dict(zip(names, row, strict=True)),
+                }
+                for row in rows
+            ]
+        rows = prediction.float().softmax(-1).tolist()
+        return [
+            {"prediction": names[max(range(len(row)), key=row.__getitem__)],
+             "probabilities": dict(zip(names, row, strict=True))}
+            for row in rows
+        ]

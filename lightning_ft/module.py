@@ -1,0 +1,241 @@
+"""FineTuner: the LightningModule of a backbone and a head."""
+
+from collections.abc import Callable, Iterable, Mapping
+from inspect import signature
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torchmetrics import MeanMetric, MetricCollection
+
+from lightning_ft.backbones.base import Backbone
+from lightning_ft.features import FeatureInfo
+from lightning_ft.heads.base import Head
+from lightning_ft.lr_schedules import ScheduleName, make_schedule
+from lightning_ft.rng import rng_state, set_rng_state
+from lightning_ft.weight_decay import decay_groups
+
+Batch = Mapping[str, Tensor]
+
+
+class FineTuner(LightningModule):
+    """A pretrained backbone with a new head, and how to train them.
+
+    A batch is a mapping with the target under ``labels`` and the backbone's inputs under their own names. Logged are
+    ``train/loss`` each step, and ``val/loss``, ``test/loss`` and the head's metrics each epoch.
+
+    Args:
+        backbone: The pretrained network.
+        head: A factory of the head, called with the backbone's FeatureInfo: ``partial(SequenceClassificationHead,
+            num_classes=2)``.
+        lr: Learning rate at the schedule's peak.
+        weight_decay: Weight decay, except of biases, norms and embeddings.
+        lr_schedule: ``"constant"``, ``"linear"``, ``"cosine"``, ``"one_cycle"`` or ``"plateau"``, stepped at each
+            optimizer step; or a callable from the optimizer to a torch scheduler, stepped each epoch as in Lightning,
+            or to Lightning's dictionary of scheduler, interval and frequency.
+        warmup: Warm-up of the learning rate, a share of the run's steps below 1, or a number of steps.
+        optimizer: A factory, called with parameter groups that carry ``lr`` and ``weight_decay``.
+        compile: Whether to run the backbone through torch.compile.
+
+    Attributes:
+        label_names: Names of the classes in the order of the prediction, from the data or the checkpoint.
+        tables: The last values of metrics that are no single number: ``"test/confusion_matrix"``.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: Callable[[FeatureInfo], Head],
+        *,
+        lr: float = 2e-4,
+        weight_decay: float = 0.01,
+        lr_schedule: ScheduleName | Callable[[Optimizer], LRScheduler | ReduceLROnPlateau] = "linear",
+        warmup: float = 0.1,
+        optimizer: Callable[[Iterable], Optimizer] = AdamW,
+        compile: bool = False,  # noqa: A002 - torch's name for it
+    ) -> None:
+        super().__init__()
+        if lr <= 0:
+            raise ValueError(f"expected lr to be positive, but got {lr}")
+        if weight_decay < 0:
+            raise ValueError(f"expected weight_decay to be at least 0, but got {weight_decay}")
+        # inside the command these are the recipe's values, from which load_from_checkpoint builds the module again
+        self.save_hyperparameters(ignore=["backbone", "head", "optimizer", "lr_schedule"])
+        self.backbone = backbone
+        self.head = head(backbone.features)
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.lr_schedule = lr_schedule
+        self.warmup = warmup
+        self.optimizer = optimizer
+        self.compiled = compile
+        self.label_names: tuple[str, ...] | None = None
+        self.tables: dict[str, Tensor] = {}
+        stages = ("val", "test")
+        self.losses = nn.ModuleDict({stage: MeanMetric() for stage in stages})
+        self.scores = nn.ModuleDict({stage: self.head.metrics().clone(prefix=f"{stage}/") for stage in stages})
+        self._resumed_rng: dict[str, Any] | None = None
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the head's prediction for a batch."""
+        return self.head(self.backbone(batch))
+
+    def setup(self, stage: str) -> None:
+        """Take the label names from the data, and compile where asked.
+
+        Raises:
+            ValueError: If the data has another number of classes than the head.
+        """
+        labels = getattr(getattr(self.trainer, "datamodule", None), "labels", None) if stage != "predict" else None
+        if labels is not None:
+            if self.head.num_classes not in (None, labels.num_classes):
+                raise ValueError(
+                    f"{type(self.head).__name__} has num_classes={self.head.num_classes}, but the data has "
+                    f"{labels.num_classes}: {', '.join(labels.names[:20])}"
+                )
+            self.label_names = labels.names or None
+        if self.compiled and self.backbone._compiled_call_impl is None:
+            self.backbone.compile(dynamic=True)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
+        """Return the loss of a batch."""
+        loss = self.head.loss(self(batch), batch["labels"])
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["labels"]))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """Add a batch to the validation's loss and metrics."""
+        self._evaluate("val", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation, and step a plateau schedule before checkpoints are saved."""
+        self._log("val")
+        if self.trainer.sanity_checking or self.trainer.state.fn != "fit":
+            return
+        for config in self.trainer.lr_scheduler_configs:
+            if self._owns(config.scheduler):
+                config.scheduler.step(self.trainer.callback_metrics["val/loss"])
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        """Step a schedule.
+
+        Lightning steps a plateau schedule after the checkpoint of that validation is saved, and not at all where a
+        run is resumed from it. The one by name is stepped in ``on_validation_epoch_end`` instead.
+        """
+        if not self._owns(scheduler):
+            super().lr_scheduler_step(scheduler, metric)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
+        """Add a batch to the test's loss and metrics."""
+        self._evaluate("test", batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test."""
+        self._log("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:  # noqa: ARG002
+        """Return one row a sample, with label names."""
+        return self.head.decode(self(batch), self.label_names)
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer and its schedule.
+
+        Raises:
+            ValueError: If the optimizer's own lr or weight_decay was set too, which would have no effect.
+        """
+        optimizer = self.optimizer(decay_groups(self, self.lr, self.weight_decay))
+        for key, value in (("lr", self.lr), ("weight_decay", self.weight_decay)):
+            default = signature(type(optimizer).__init__).parameters.get(key)
+            given = optimizer.defaults.get(key)
+            if default is not None and given not in (default.default, value):
+                raise ValueError(f"{type(optimizer).__name__}'s {key}={given} has no effect: "
+                                 f"FineTuner's {key}={value} is used; set that one")
+        if callable(self.lr_schedule):
+            schedule = self.lr_schedule(optimizer)
+            return {"optimizer": optimizer, "lr_scheduler": _config(schedule)}
+        schedule = make_schedule(self.lr_schedule, optimizer, self.trainer.estimated_stepping_batches, self.warmup)
+        if isinstance(schedule, ReduceLROnPlateau):
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": "val/loss", "strict": False}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what prediction and exact resume need: label names, the backbone's description, RNG states of all ranks."""
+        checkpoint["label_names"] = None if self.label_names is None else list(self.label_names)
+        checkpoint["backbone"] = self.backbone.description()
+        states: list[Any] = [rng_state()]
+        if self.trainer.world_size > 1:
+            states = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(states, rng_state())
+        checkpoint["rng"] = states
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the label names and RNG states.
+
+        Raises:
+            ValueError: If the checkpoint is of another model, with the first tensor that differs.
+        """
+        _check_same_model(self.state_dict(), checkpoint["state_dict"])
+        names = checkpoint.get("label_names")
+        self.label_names = None if names is None else tuple(names)
+        states = checkpoint.get("rng", [])
+        trainer = self._trainer
+        if trainer is not None and trainer.state.fn == "fit":
+            if len(states) == trainer.world_size:
+                self._resumed_rng = states[trainer.global_rank]
+            else:
+                rank_zero_info(
+                    f"the checkpoint has random states of {len(states)} ranks, this run has {trainer.world_size}: "
+                    "dropout will draw other masks than a run that was never stopped"
+                )
+
+    def on_train_start(self) -> None:
+        """Set the random states of the run that is resumed."""
+        if self._resumed_rng is not None:
+            set_rng_state(self._resumed_rng)
+            self._resumed_rng = None
+
+    def _evaluate(self, stage: str, batch: Batch) -> None:
+        prediction, target = self(batch), batch["labels"]
+        self.losses[stage].update(self.head.loss(prediction, target), weight=len(target))
+        self._metrics(stage).update(prediction.float(), target.int() if target.ndim == 2 else target)
+
+    def _log(self, stage: str) -> None:
+        results = {f"{stage}/loss": self.losses[stage].compute(), **self._metrics(stage).compute()}
+        self.losses[stage].reset()
+        self._metrics(stage).reset()
+        numbers = {name: value for name, value in results.items() if value.ndim == 0}
+        # the values are those of all ranks already; the largest of equal ones is exact, a mean of them may round
+        self.log_dict(numbers, prog_bar=stage == "val", sync_dist=True, reduce_fx="max")
+        self.tables.update({name: value for name, value in results.items() if value.ndim > 0})
+
+    def _metrics(self, stage: str) -> MetricCollection:
+        metrics = self.scores[stage]
+        assert isinstance(metrics, MetricCollection)
+        return metrics
+
+    def _owns(self, scheduler: Any) -> bool:
+        return self.lr_schedule == "plateau" and isinstance(scheduler, ReduceLROnPlateau)
+
+
+def _config(schedule: Any) -> Any:
+    """Return Lightning's configuration of a scheduler that a callable made."""
+    if isinstance(schedule, ReduceLROnPlateau):
+        return {"scheduler": schedule, "monitor": getattr(schedule, "monitor", "val/loss")}
+    return schedule
+
+
+def _check_same_model(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    differing = sorted(ours.keys() ^ theirs.keys())
+    differing += [name for name in ours.keys() & theirs.keys() if ours[name].shape != theirs[name].shape]
+    if differing:
+        name = differing[0]
+        shape = {key: tuple(state[name].shape) if name in state else "absent"
+                 for key, state in (("checkpoint", theirs), ("model", ours))}
+        raise ValueError(
+            f"the checkpoint is of another model: {len(differing)} tensors differ, the first is {name!r} "
+            f"(checkpoint: {shape['checkpoint']}, model: {shape['model']})"
+        )
