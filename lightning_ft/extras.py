@@ -1,7 +1,8 @@
-"""Optional dependencies: what an extra installs, and what to say when it is missing."""
+"""Importing by name: optional dependencies, and classes that a recipe names."""
 
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 
 def require(module: str, *, extra: str, needed_by: str) -> ModuleType:
@@ -27,3 +28,14 @@ def require(module: str, *, extra: str, needed_by: str) -> ModuleType:
         raise ModuleNotFoundError(
             f"{needed_by} needs {top}: pip install 'lightning-ft[{extra}]'", name=error.name
         ) from None
+
+
+def import_class(path: str) -> Any:
+    """Import a class by its whole name, as in ``"lightning_ft.heads.image_classification.ImageClassificationHead"``.
+
+    Raises:
+        ImportError: If there is no such module.
+        AttributeError: If the module has no such class.
+    """
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)

@@ -79,6 +79,7 @@ class FineTuner(LightningModule):
         self.losses = nn.ModuleDict({stage: MeanMetric() for stage in stages})
         self.scores = nn.ModuleDict({stage: self.head.metrics().clone(prefix=f"{stage}/") for stage in stages})
         self._resumed_rng: dict[str, Any] | None = None
+        self._plateau: ReduceLROnPlateau | None = None
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the head's prediction for a batch."""
@@ -112,21 +113,26 @@ class FineTuner(LightningModule):
         self._evaluate("val", batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation, and step a plateau schedule before checkpoints are saved."""
+        """Log the validation, and step a plateau schedule before checkpoints are saved.
+
+        Raises:
+            ValueError: If what the schedule monitors is not logged; lists what is.
+        """
         self._log("val")
-        if self.trainer.sanity_checking or self.trainer.state.fn != "fit":
+        if self._plateau is None or self.trainer.sanity_checking or self.trainer.state.fn != "fit":
             return
-        for config in self.trainer.lr_scheduler_configs:
-            if self._owns(config.scheduler):
-                config.scheduler.step(self.trainer.callback_metrics["val/loss"])
+        monitor, metrics = getattr(self._plateau, "monitor", "val/loss"), self.trainer.callback_metrics
+        if monitor not in metrics:
+            raise ValueError(f"lr_schedule monitors {monitor!r}, but only {', '.join(sorted(metrics))} are logged")
+        self._plateau.step(metrics[monitor].item())
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
         """Step a schedule.
 
         Lightning steps a plateau schedule after the checkpoint of that validation is saved, and not at all where a
-        run is resumed from it. The one by name is stepped in ``on_validation_epoch_end`` instead.
+        run is resumed from it. So FineTuner steps its own in ``on_validation_epoch_end`` instead.
         """
-        if not self._owns(scheduler):
+        if scheduler is not self._plateau:
             super().lr_scheduler_step(scheduler, metric)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:  # noqa: ARG002
@@ -155,12 +161,16 @@ class FineTuner(LightningModule):
                 raise ValueError(f"{type(optimizer).__name__}'s {key}={given} has no effect: "
                                  f"FineTuner's {key}={value} is used; set that one")
         if callable(self.lr_schedule):
-            schedule = self.lr_schedule(optimizer)
-            return {"optimizer": optimizer, "lr_scheduler": _config(schedule)}
-        schedule = make_schedule(self.lr_schedule, optimizer, self.trainer.estimated_stepping_batches, self.warmup)
+            schedule: Any = self.lr_schedule(optimizer)
+        else:
+            steps = self.trainer.estimated_stepping_batches
+            schedule = make_schedule(self.lr_schedule, optimizer, steps, self.warmup)
         if isinstance(schedule, ReduceLROnPlateau):
+            self._plateau = schedule
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": "val/loss", "strict": False}}
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        if isinstance(self.lr_schedule, str):
+            schedule = {"scheduler": schedule, "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what prediction and exact resume need: label names, the backbone's description, RNG states of all ranks."""
@@ -216,16 +226,6 @@ class FineTuner(LightningModule):
         metrics = self.scores[stage]
         assert isinstance(metrics, MetricCollection)
         return metrics
-
-    def _owns(self, scheduler: Any) -> bool:
-        return self.lr_schedule == "plateau" and isinstance(scheduler, ReduceLROnPlateau)
-
-
-def _config(schedule: Any) -> Any:
-    """Return Lightning's configuration of a scheduler that a callable made."""
-    if isinstance(schedule, ReduceLROnPlateau):
-        return {"scheduler": schedule, "monitor": getattr(schedule, "monitor", "val/loss")}
-    return schedule
 
 
 def _check_same_model(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:

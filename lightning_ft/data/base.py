@@ -76,6 +76,7 @@ class FineTuningData(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         self._samples: dict[Part, Any] = {}
+        self._resumed_at = (0, 0)
 
     @abstractmethod
     def read(self, part: Part) -> "Dataset":
@@ -134,6 +135,7 @@ class FineTuningData(LightningDataModule, ABC):
 
     def setup(self, stage: str) -> None:
         """Read, check and encode the parts of a stage: ``fit``, ``validate``, ``test`` or ``predict``."""
+        self._resumed_at = (0, 0)
         for part in PARTS_OF_STAGE[stage]:
             if part not in self._samples:
                 table = self.read(part) if part == "predict" else self.table(part)
@@ -148,12 +150,7 @@ class FineTuningData(LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader:
         """Return the training batches, those that a resumed run has behind it left out."""
-        epoch, start_batch = 0, 0
-        if self.trainer is not None:
-            loop = self.trainer.fit_loop
-            epoch = loop.epoch_progress.current.processed
-            # `ready` counts a batch when it is drawn; `completed` lags behind it by one in a checkpoint
-            start_batch = loop.epoch_loop.batch_progress.current.ready if loop.restarting else 0
+        epoch, start_batch = self._resumed_at
         return self._loader("train", epoch=epoch, start_batch=start_batch)
 
     def val_dataloader(self) -> DataLoader:
@@ -173,8 +170,8 @@ class FineTuningData(LightningDataModule, ABC):
         return self.read("predict").select(range(start, stop)).to_list()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps: label names, task, the order's seed and the number of rows."""
-        state: dict[str, Any] = {"seed": self.seed}
+        """Return what a checkpoint keeps: labels, the order's seed, the number of rows, and how far training came."""
+        state: dict[str, Any] = {"seed": self.seed, "position": list(self._position())}
         if "train" in self._samples:
             state["num_rows"] = len(self._samples["train"])
         if "labels" in self.__dict__ or self.label_names is not None:
@@ -188,6 +185,8 @@ class FineTuningData(LightningDataModule, ABC):
             ValueError: If that run trained on another number of rows, or had other labels.
         """
         self.seed = state_dict["seed"]
+        epoch, batch = state_dict["position"]
+        self._resumed_at = (epoch, batch)
         theirs, ours = state_dict.get("num_rows"), len(self._samples.get("train", ()))
         if ours and theirs not in (None, ours):
             raise ValueError(f"the checkpoint's run trained on {theirs} rows, but {self.place('train')} gives {ours}")
@@ -204,6 +203,21 @@ class FineTuningData(LightningDataModule, ABC):
         """Return where a part's rows come from, for messages: ``train_file 'reviews.csv'``."""
         source = part if self.files[part] is not None else "train"
         return f"{source}_file {self.files[source]!r}"
+
+    def _position(self) -> tuple[int, int]:
+        """Return the epoch and the batch that a run resumed from a checkpoint saved now begins with.
+
+        It must be known here: Lightning draws the first batches before it restores its loops.
+        """
+        if self.trainer is None:
+            return (0, 0)
+        loop = self.trainer.fit_loop
+        epochs = loop.epoch_progress.current
+        # `ready` counts a batch when it is drawn; `completed` lags behind it by one in a checkpoint
+        batch = loop.epoch_loop.batch_progress.current.ready
+        if epochs.processed == epochs.started or batch >= self.trainer.num_training_batches:
+            return (epochs.started, 0)
+        return (epochs.processed, batch)
 
     def _labelled(self, part: Part) -> "Dataset":
         """Read a part and drop rows without a label, with a notice."""

@@ -44,7 +44,7 @@ def read_idx(path: Path, place: str, *, num_dims: int) -> np.ndarray:
     if len(content) != size or not size:
         rest = "has more" if len(content) > size else f"has {len(content)}"
         raise ValueError(f"{place}: by its header {path.name!r} holds {size} bytes, shape {shape}, but it {rest}")
-    return np.frombuffer(bytes(content), np.uint8).reshape(shape)
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def read_idx_labels(images: Path, place: str, *, num_images: int) -> np.ndarray:
@@ -62,7 +62,9 @@ def read_idx_labels(images: Path, place: str, *, num_images: int) -> np.ndarray:
     name = images.name.replace("images", "labels").replace("idx3", "idx1").removesuffix(".gz")
     siblings = [images.with_name(name + suffix) for suffix in (".gz", "") if (images.parent / (name + suffix)).exists()]
     if not siblings or siblings[0] == images:
-        raise FileNotFoundError(f"{place}: its labels file {str(images.with_name(name))!r}, or that with .gz, is missing")
+        raise FileNotFoundError(
+            f"{place}: its labels file {str(images.with_name(name))!r}, or that with .gz, is missing"
+        )
     labels = read_idx(siblings[0], place, num_dims=1)
     if len(labels) != num_images:
         raise ValueError(f"{place}: {num_images} images, but {len(labels)} labels in {siblings[0].name!r}")

@@ -9,7 +9,7 @@ from contextlib import suppress
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_ft.data.images import read_image
 
@@ -56,7 +56,7 @@ def _reason(file: str) -> str:
 
 
 def _with_bar(outcomes: Iterable[str], total: int) -> Iterable[str]:
-    if total <= NUM_FILES_WITHOUT_BAR or rank_zero_only.rank:
+    if total <= NUM_FILES_WITHOUT_BAR or getattr(rank_zero_only, "rank", 0):
         return outcomes
     from rich.console import Console
     from rich.progress import track

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,17 +74,17 @@ def seeded(*key: int) -> Iterator[None]:
     Args:
         key: Whole numbers from 0 up that the seeds are made of.
     """
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    words = np.random.SeedSequence(key).generate_state(3, np.uint64).tolist()
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    words = np.random.SeedSequence(key[:2]).generate_state(3, np.uint64).tolist()
     random.seed(words[0])
-    np.random.seed([words[1] >> 32, words[1] & 0xFFFFFFFF])  # noqa: NPY002
+    np.random.seed([words[1] >> 32, words[1] & 0xFFFFFFFF])
     # not torch.manual_seed, which would seed the accelerators too
     torch.default_generator.manual_seed(words[2])
     try:
         yield
     finally:
         random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
+        np.random.set_state(states[1])
         torch.set_rng_state(states[2])
 
 
@@ -101,7 +101,7 @@ def read_image(path: str, *, draft: bool = False) -> "Image.Image":
     Raises:
         OSError: If it cannot be read; names the file.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
@@ -109,18 +109,19 @@ def read_image(path: str, *, draft: bool = False) -> "Image.Image":
                 image.draft(None, (1, 1))
             image.load()
             return _as_rgb(_upright(image))
+    except FileNotFoundError as error:
+        raise OSError(f"{path}: no such file") from error
+    except UnidentifiedImageError as error:
+        raise OSError(f"{path}: no image of a format that PIL knows") from error
     except Exception as error:  # PIL's readers raise whatever their parsing meets
-        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
-        raise OSError(f"{path}: {reason}") from error
+        raise OSError(f"{path}: {str(error) or type(error).__name__}") from error
 
 
 def _upright(image: "Image.Image") -> "Image.Image":
     from PIL import ImageOps
 
-    try:
+    with suppress(Exception):  # a broken EXIF block says nothing against the pixels
         ImageOps.exif_transpose(image, in_place=True)
-    except Exception:  # noqa: S110
-        pass  # a broken EXIF block says nothing against the pixels
     return image
 
 

@@ -3,14 +3,18 @@
 import csv
 import gzip
 from collections.abc import Sequence
+from difflib import get_close_matches
 from itertools import islice
 from math import isfinite, isqrt
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lightning_ft.extras import require
+
+if TYPE_CHECKING:
+    from pyarrow import Table
 
 # narrower tables are measurements, not pictures: a wrong image_column must not make them 2x2 images
 MIN_SIDE = 8
@@ -25,9 +29,11 @@ def first_rows(path: Path, separator: str, place: str) -> list[list[str]]:
         ValueError: If it is no such text.
     """
     try:
-        with gzip.open(path, "rt", encoding="utf-8-sig", newline="") if path.suffix == ".gz" else path.open(
-            encoding="utf-8-sig", newline=""
-        ) as file:
+        with (
+            gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8-sig", newline="") as file
+        ):
             return list(islice(csv.reader(file, delimiter=separator), 2))
     except (EOFError, UnicodeDecodeError, csv.Error, gzip.BadGzipFile) as error:
         raise ValueError(f"{place} is no table of text: {error}") from error
@@ -46,58 +52,72 @@ def is_pixel_table(rows: Sequence[Sequence[str]], image_column: str) -> bool:
 
 
 def read_pixel_table(
-    path: Path, separator: str, rows: Sequence[Sequence[str]], place: str, label_column: str | None
+    path: Path, separator: str, rows: Sequence[Sequence[str]], place: str, *, label_column: str, labelled: bool
 ) -> tuple[np.ndarray, list[Any] | None]:
     """Return the images, uint8, shape (image, side, side), and the labels of a pixel table.
 
     Grey values are stretched to 0..255 from the range 0..1, 0..16, 0..255 or 0..65535, whichever is the first that
-    holds them all. With a header the label is the column ``label_column``, else the last one.
+    holds them all.
 
     Args:
         path: The file, gzipped or not.
         separator: What stands between values.
         rows: Its first two rows.
         place: What it is for, for messages.
-        label_column: The label column; None for predictions, which need none.
+        label_column: The label's column; without a header it is the last one.
+        labelled: Whether labels are needed.
 
     Raises:
-        ValueError: If there is no such column, or values are missing, negative or no numbers.
+        ValueError: If there is no label where one is needed, or grey values are missing, negative or no numbers.
     """
-    header = None if all(map(_is_number, rows[0])) else list(rows[0])
-    num_columns = len(rows[0])
-    label = None if _is_square(num_columns) else _label_index(header, num_columns, place, label_column)
-    if label is None and label_column is not None:
-        raise ValueError(f"{place}: its {num_columns} columns are the pixels of an image, none is the label")
-    pixel_columns = [str(column) for column in range(num_columns) if column != label]
-    arrow, arrow_csv = (
-        require(module, extra="vision", needed_by="ImageClassificationData") for module in ("pyarrow", "pyarrow.csv")
-    )
-    try:
-        table = arrow_csv.read_csv(
-            str(path),
-            arrow_csv.ReadOptions(column_names=[*map(str, range(num_columns))], skip_rows=header is not None),
-            arrow_csv.ParseOptions(delimiter=separator),
-            arrow_csv.ConvertOptions(column_types=dict.fromkeys(pixel_columns, arrow.float32())),
-        )
-    except (arrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{place} cannot be read as a table of pixels: {error}") from error
-    values = np.stack([table[column].to_numpy() for column in pixel_columns], axis=1)
+    header = None if all(map(_is_number, rows[0])) else rows[0]
+    label = _label_position(header, len(rows[-1]), place, label_column)
+    if label is None and labelled:
+        raise ValueError(f"{place}: its {len(rows[-1])} columns are all pixels of a square image; none is the label")
+    table = _numbers(path, separator, len(rows[-1]), has_header=header is not None, label=label, place=place)
+    pixels = [column for position, column in enumerate(table.columns) if position != label]
+    values = np.stack([column.to_numpy() for column in pixels], axis=1)
     if not np.isfinite(values).all() or values.min() < 0 or values.max() > WHITES[-1]:
         raise ValueError(f"{place}: grey values must be numbers from 0 to {WHITES[-1]}, and none may be missing")
     white = next(white for white in WHITES if values.max() <= white)
-    side = isqrt(len(pixel_columns))
+    side = isqrt(len(pixels))
     images = np.rint(values * (255 / white)).astype(np.uint8).reshape(-1, side, side)
-    return images, None if label is None or label_column is None else table[str(label)].to_pylist()
+    return images, None if label is None else table.column(label).to_pylist()
 
 
-def _label_index(header: list[str] | None, num_columns: int, place: str, label_column: str | None) -> int:
+def _label_position(header: Sequence[str] | None, num_columns: int, place: str, label_column: str) -> int | None:
+    """Return which column is the label; None where all are pixels."""
+    if _is_square(num_columns):
+        return None
     if header is None:
         return num_columns - 1
     if label_column in header:
         return header.index(label_column)
-    if label_column is None:
-        ...
-    raise NotImplementedError
+    near = get_close_matches(label_column, header, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    some = ", ".join([*header[:3], "...", *header[-2:]])
+    raise ValueError(f"{place} has no column {label_column!r} (label_column); it has {some}{hint}")
+
+
+def _numbers(
+    path: Path, separator: str, num_columns: int, *, has_header: bool, label: int | None, place: str
+) -> "Table":
+    """Read the columns, pixels as float32."""
+    arrow, arrow_csv = (
+        require(module, extra="vision", needed_by="ImageClassificationData") for module in ("pyarrow", "pyarrow.csv")
+    )
+    names = [str(position) for position in range(num_columns)]
+    types = {name: arrow.float32() for position, name in enumerate(names) if position != label}
+    try:
+        table = arrow_csv.read_csv(
+            str(path),
+            arrow_csv.ReadOptions(column_names=names, skip_rows=int(has_header)),
+            arrow_csv.ParseOptions(delimiter=separator),
+            arrow_csv.ConvertOptions(column_types=types),
+        )
+    except (arrow.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{place} cannot be read as a table of pixels: {str(error)[:200]}") from error
+    return table
 
 
 def _is_number(text: str) -> bool:

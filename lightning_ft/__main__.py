@@ -1,0 +1,49 @@
+"""``lightning-ft``: the command."""
+
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: The command line without the program; None for that of the process.
+
+    Returns:
+        0, or 2 where the input is wrong: what is wrong stands on stderr in one sentence, with ``--debug`` behind its
+        traceback.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+
+    from lightning_ft.quiet import quiet
+
+    quiet()
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    from lightning_ft.cli import Command
+    from lightning_ft.run_arguments import expand
+
+    try:
+        Command(expand(given))
+    except (ValueError, OSError, ImportError, MisconfigurationException) as error:
+        if debug:
+            raise
+        print(f"lightning-ft: {one_sentence(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def one_sentence(error: BaseException) -> str:
+    """Return an error's message on one line; of one that a worker process raised, the last line of its traceback."""
+    text = str(error.args[1] if isinstance(error, OSError) and len(error.args) > 1 and not error.filename else error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if lines and "DataLoader worker process" in lines[0]:
+        return lines[-1].partition(": ")[2]
+    return " ".join(lines) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

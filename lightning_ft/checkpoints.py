@@ -1,0 +1,68 @@
+"""The checkpoints that a run keeps: the best one by its validation, and the last."""
+
+import os
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps ``best.ckpt``, the checkpoint with the best validation.
+
+    A class of its own, so that it stands beside any ModelCheckpoint of the user.
+
+    Args:
+        monitor: The metric that decides.
+        mode: Whether low or high values are better; None: low for losses and errors, high for anything else.
+    """
+
+    def __init__(self, monitor: str = "val/loss", mode: Literal["min", "max"] | None = None) -> None:
+        low = monitor.rpartition("/")[2] in ("loss", "mae", "perplexity")
+        super().__init__(
+            filename="best", monitor=monitor, mode=mode or ("min" if low else "max"), enable_version_counter=False
+        )
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps ``last.ckpt``, from which ``--ckpt_path last`` resumes: at the end of each epoch, and as often as asked.
+
+    It is never saved between an epoch's last batch and its validation; resumed from there, Lightning leaves that
+    validation out.
+
+    Args:
+        every_n_train_steps: Batches between two checkpoints within an epoch; None for none.
+    """
+
+    def __init__(self, every_n_train_steps: int | None = None) -> None:
+        super().__init__()
+        if every_n_train_steps is not None and every_n_train_steps < 1:
+            raise ValueError(f"expected every_n_train_steps to be a positive integer, but got {every_n_train_steps}")
+        self.every_n_train_steps = every_n_train_steps
+        self.dirpath: str | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Agree on the folder over all ranks: the one given, else ``checkpoints`` in the logger's."""
+        own = self.dirpath or os.path.join(trainer.log_dir or trainer.default_root_dir, "checkpoints")  # noqa: PTH118
+        self.dirpath = trainer.strategy.broadcast(own)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,  # noqa: ARG002
+        outputs: Any,  # noqa: ARG002
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,
+    ) -> None:
+        """Save where a checkpoint is due and the epoch goes on."""
+        due = self.every_n_train_steps is not None and (batch_idx + 1) % self.every_n_train_steps == 0
+        if due and batch_idx + 1 < trainer.num_training_batches:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Save at the end of the epoch, behind its validation."""
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        if not trainer.fast_dev_run:
+            trainer.save_checkpoint(f"{self.dirpath}/last.ckpt")

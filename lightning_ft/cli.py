@@ -1,0 +1,162 @@
+"""The command: a LightningCLI whose runs have folders of their own and whose errors are one sentence."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.utilities import rank_zero_only
+from torch.optim import Optimizer
+
+from lightning_ft.checkpoint_io import AtomicCheckpointIO, load_checkpoint
+from lightning_ft.checkpoints import BestCheckpoint, LastCheckpoint
+from lightning_ft.config_errors import explain
+from lightning_ft.metrics_csv import MetricsCSV, steps_logged
+from lightning_ft.module import FineTuner
+from lightning_ft.predictions import PredictionWriter
+from lightning_ft.recipe import build_data, fill, move_optimizer, rebuild_from
+from lightning_ft.results import print_results
+from lightning_ft.run_arguments import RUNS
+from lightning_ft.run_config import RunConfig
+from lightning_ft.run_folder import CHECKPOINTS, new_run_folder, run_folder_of
+
+
+class Parser(LightningArgumentParser):
+    """LightningCLI's parser, whose errors are one sentence instead of a page of usage."""
+
+    arguments: Sequence[str] = ()
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise what is wrong as one sentence: the file, the key, and the nearest valid one.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(explain(message, self, self.arguments)) from ex
+
+
+class Command(LightningCLI):
+    """``lightning-ft fit``, ``validate``, ``test`` and ``predict``.
+
+    Beside Lightning's own keys a recipe needs the backbone, the head and the data: the number of classes and the task
+    are taken from the data's labels, the tokenizer and the image size from the backbone.
+
+    Args:
+        arguments: The command line without the program.
+    """
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        Parser.arguments = arguments
+        self.run_folder: Path | None = None
+        self.checkpoint: dict[str, Any] | None = None
+        super().__init__(
+            FineTuner,
+            LightningDataModule,
+            subclass_mode_data=True,
+            parser_class=Parser,
+            parser_kwargs={"prog": "lightning-ft", "allow_abbrev": False, "description": __doc__},
+            trainer_defaults={"default_root_dir": RUNS, "max_epochs": 3, "log_every_n_steps": 10},
+            save_config_callback=RunConfig,
+            auto_configure_optimizers=False,
+            args=list(arguments),
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the arguments given; Lightning would warn that they are not ``sys.argv``."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration as the user gave it; Lightning would lay the checkpoint's over it, silently."""
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand != "fit":
+            parser.add_argument(
+                "--run", type=str | None, default=None, help="A run's folder, or `last`: its configuration and best checkpoint."
+            )
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the default callbacks, which a recipe's own do not replace, and Lightning's optimizer keys."""
+        parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
+        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_optimizer_args((Optimizer,))
+        parser.add_lr_scheduler_args(LRSchedulerTypeTuple)
+
+    def instantiate_classes(self) -> None:
+        """Build the data, ask it for its labels, and build the rest for them."""
+        config = self.config[self.subcommand]
+        move_optimizer(config)
+        if config.get("ckpt_path"):
+            self.checkpoint = load_checkpoint(config.ckpt_path)
+            if self.subcommand != "fit":
+                rebuild_from(config, self.checkpoint)
+        data = build_data(config.data)
+        labels = getattr(data, "labels", None)
+        if labels is not None:
+            fill(config.model.head, task=labels.task, num_classes=labels.num_classes)
+        super().instantiate_classes()
+        self.datamodule = data
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer, with the loggers and checkpoints in the run's folder."""
+        config = self._get(self.config_init, "trainer")
+        writes = self.subcommand == "fit" and not config.fast_dev_run
+        if writes:
+            self.run_folder = self._run_folder(Path(config.default_root_dir))
+        self.save_config_kwargs = {"folder": self.run_folder}
+        if config.logger in (None, True):
+            config.logger = self._loggers(self.run_folder) if self.run_folder else False
+        plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins = [*plugins, AtomicCheckpointIO()]
+        return super().instantiate_trainer(plugins=plugins, **kwargs)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
+        keeps = config.get("enable_checkpointing") is not False
+        for callback in callbacks:
+            if isinstance(callback, BestCheckpoint | LastCheckpoint) and self.run_folder is not None:
+                callback.dirpath = str(self.run_folder / CHECKPOINTS)  # a Path would not load with weights_only
+        chosen = [
+            callback
+            for callback in callbacks
+            if (keeps or not isinstance(callback, BestCheckpoint | LastCheckpoint))
+            and (self.subcommand == "predict" or not isinstance(callback, PredictionWriter))
+        ]
+        return super()._instantiate_trainer(config, chosen)
+
+    def _run_folder(self, root: Path) -> Path | None:
+        if rank_zero_only.rank != 0:
+            return None
+        checkpoint = self.config[self.subcommand].ckpt_path
+        resumed = run_folder_of(checkpoint) if checkpoint else None
+        return resumed or new_run_folder(root)
+
+    def _loggers(self, folder: Path) -> list[Logger]:
+        step = None if self.checkpoint is None else steps_logged(self.checkpoint)
+        board = TensorBoardLogger(folder.parent, name="", version=folder.name, purge_step=None if step is None else step + 1)
+        return [MetricsCSV(folder, step), board]
+
+    def before_fit(self) -> None:
+        """Say where the run's files go."""
+        if self.run_folder is not None:
+            print(f"run folder: {self.run_folder}", flush=True)
+
+    def after_fit(self) -> None:
+        """Say where the run's files are."""
+        self.before_fit()
+
+    def after_test(self) -> None:
+        """Print each metric on a line of its own, and the confusion matrix."""
+        if rank_zero_only.rank == 0:
+            print_results(self.trainer, self.model)
+
+    def after_predict(self) -> None:
+        """Say where the predictions are."""
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, PredictionWriter):
+                print(f"predictions: {callback.file} ({callback.num_rows} rows)")

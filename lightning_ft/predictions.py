@@ -1,0 +1,86 @@
+"""PredictionWriter: the predicted rows beside the rows they are for."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any, TextIO
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+
+class PredictionWriter(Callback):
+    """Writes each row of the file to predict with its prediction and, of a classifier, the probability of each class.
+
+    The file appears when it is whole; until then it has ``.partial`` in its name.
+
+    Args:
+        file: A ``.csv`` or ``.jsonl`` file; None for ``predictions.csv`` in the working folder.
+
+    Raises:
+        ValueError: If the file's suffix is another, or several processes are to predict.
+    """
+
+    def __init__(self, file: str | None = None) -> None:
+        self.file = Path(file or "predictions.csv")
+        if self.file.suffix not in (".csv", ".jsonl"):
+            raise ValueError(f"predictions are written as .csv or .jsonl, but the file is {str(self.file)!r}")
+        self.num_rows = 0
+        self._stream: TextIO | None = None
+        self._table: Any = None
+
+    @property
+    def partial(self) -> Path:
+        """Where rows are written until all are there."""
+        return self.file.with_name(f".{self.file.name}.partial")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Open the file."""
+        if trainer.world_size > 1:
+            raise ValueError("predictions are written in order by one process: set trainer.devices to 1")
+        self.num_rows = 0
+        self._table = None
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        self._stream = self.partial.open("w", newline="", encoding="utf-8")
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,  # noqa: ARG002
+        outputs: Any,
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,  # noqa: ARG002
+        dataloader_idx: int = 0,  # noqa: ARG002
+    ) -> None:
+        """Write the rows of a batch."""
+        data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        rows = data.predict_rows(self.num_rows, self.num_rows + len(outputs))
+        self.num_rows += len(outputs)
+        for row, output in zip(rows, outputs, strict=True):
+            self._write({**row, **output})
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Give the whole file its name."""
+        assert self._stream is not None
+        self._stream.close()
+        self.partial.replace(self.file)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        """Remove what was written of a prediction that failed."""
+        if self._stream is not None and not self._stream.closed:
+            self._stream.close()
+            self.partial.unlink(missing_ok=True)
+
+    def _write(self, row: dict[str, Any]) -> None:
+        assert self._stream is not None
+        if self.file.suffix == ".jsonl":
+            self._stream.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+            return
+        for name, value in row.pop("probabilities", {}).items():
+            row[f"probability_{name}"] = round(value, 6)
+        if isinstance(row["prediction"], list):
+            row["prediction"] = "|".join(map(str, row["prediction"]))
+        if self._table is None:
+            self._table = csv.DictWriter(self._stream, fieldnames=list(row))
+            self._table.writeheader()
+        self._table.writerow(row)

@@ -1,0 +1,87 @@
+"""What a recipe leaves open, filled in from the data and from a run's checkpoint."""
+
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_ft.backbones.base import Backbone
+from lightning_ft.data.base import FineTuningData
+from lightning_ft.extras import import_class
+from lightning_ft.module import FineTuner
+
+
+def build_data(config: Namespace) -> Any:
+    """Build the data alone; the parser of a command builds all of its parts or none."""
+    parser = LightningArgumentParser()
+    parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
+    return parser.instantiate_classes(Namespace(data=config)).data
+
+
+def fill(part: Namespace | None, **values: Any) -> None:
+    """Set those of a part's arguments that it has and the recipe left open."""
+    init_args = None if part is None else part.get("init_args")
+    if init_args is None:
+        return
+    for name, value in values.items():
+        if name in init_args and init_args[name] is None:
+            init_args[name] = value
+
+
+def move_optimizer(config: Namespace) -> None:
+    """Give Lightning's top-level ``optimizer`` and ``lr_scheduler`` to the FineTuner.
+
+    LightningCLI would replace ``configure_optimizers`` by one over all parameters alike. The optimizer's lr and
+    weight_decay become the FineTuner's, so that there is one of each.
+
+    Args:
+        config: A command's configuration, changed in place.
+
+    Raises:
+        ValueError: If lr or weight_decay, the optimizer or the schedule is set in both places.
+    """
+    model = config.model
+    moved = config.get("optimizer")
+    if moved is not None:
+        model.optimizer, config.optimizer = moved, None
+    arguments = model.optimizer.get("init_args") or Namespace()
+    own = signature(import_class(model.optimizer.class_path)).parameters
+    for key in ("lr", "weight_decay"):
+        if key not in arguments:
+            continue
+        given, ours = arguments[key], model[key]
+        # Lightning's key is the learning rate of its users; ours wins where the optimizer's was left at its default
+        if given != ours and ours != _default(key) and (moved is not None or given != own[key].default):
+            raise ValueError(f"model.{key}={ours} and the optimizer's {key}={given}: set one of them")
+        if moved is not None or given != own[key].default:
+            model[key] = given
+        arguments[key] = model[key]
+    if (scheduler := config.get("lr_scheduler")) is not None:
+        if model.lr_schedule != _default("lr_schedule"):
+            raise ValueError(f"model.lr_schedule={model.lr_schedule!r} has no effect beside lr_scheduler: set one of them")
+        model.lr_schedule = scheduler
+        config.lr_scheduler = None
+
+
+def rebuild_from(config: Namespace, checkpoint: Mapping[str, Any]) -> None:
+    """Let the backbone and the label names come from a checkpoint, so that it alone is needed to use a run.
+
+    Args:
+        config: A command's configuration with ``ckpt_path``, changed in place.
+        checkpoint: The checkpoint.
+    """
+    backbone = config.model.backbone
+    backbone_class = import_class(backbone.class_path)
+    if "backbone" in checkpoint and issubclass(backbone_class, Backbone):
+        backbone.init_args = Namespace(backbone_class.rebuilt_from(config.ckpt_path, backbone.init_args.as_dict()))
+    data_class = import_class(config.data.class_path)
+    state = checkpoint.get(data_class.__qualname__, {})
+    if issubclass(data_class, FineTuningData) and "label_names" in state:
+        fill(config.data, labels=state["label_names"] or None, task=state["task"])
+
+
+def _default(name: str) -> Any:
+    return FineTuner.__init__.__kwdefaults__[name]

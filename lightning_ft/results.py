@@ -1,0 +1,30 @@
+"""What the command prints after a test."""
+
+from collections.abc import Sequence
+
+from lightning.pytorch import Trainer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from lightning_ft.module import FineTuner
+
+MOST_CLASSES = 20
+
+
+def print_results(trainer: Trainer, model: FineTuner) -> None:
+    """Print each metric on a line of its own, and the confusion matrix of few classes."""
+    matrix = model.tables.get("test/confusion_matrix")
+    if matrix is not None and matrix.ndim == 2 and len(matrix) <= MOST_CLASSES:
+        names = model.label_names or [str(number) for number in range(len(matrix))]
+        Console().print(confusion_table(matrix, names))
+    for name, value in sorted(trainer.callback_metrics.items()):
+        print(f"{name} {value.item():.4f}")
+
+
+def confusion_table(matrix: Tensor, names: Sequence[str]) -> Table:
+    """Return a confusion matrix, shape (true class, predicted class), as a table of counts."""
+    table = Table("true \\ predicted", *names, title="confusion matrix")
+    for name, row in zip(names, matrix.tolist(), strict=True):
+        table.add_row(name, *map(str, row))
+    return table

@@ -1,0 +1,88 @@
+"""The run that a command line speaks of: ``--run``, ``--ckpt_path last``, and the configuration it implies."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_ft.run_folder import CONFIG, best_checkpoint, newest_checkpoint, run_folder_of
+
+RUNS = "runs"
+
+
+def expand(arguments: Sequence[str]) -> list[str]:
+    """Replace a run by its configuration and checkpoint.
+
+    ``test --run RUN`` becomes ``test --config RUN/config.yaml --ckpt_path RUN/checkpoints/best.ckpt``; ``--run last``
+    is the newest run. ``--ckpt_path last`` becomes the newest whole checkpoint under ``trainer.default_root_dir``, and
+    where no ``--config`` is given a checkpoint brings that of its run. What the user gave comes after and wins.
+
+    Args:
+        arguments: The command line without the program.
+
+    Raises:
+        FileNotFoundError: If there is no such run, or no whole checkpoint.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        return list(arguments)
+    command, *rest = arguments
+    root = _value(rest, "--trainer.default_root_dir") or _root_in_config(_value(rest, "--config", "-c")) or RUNS
+    run = _value(rest, "--run")
+    if run is not None:
+        rest = _without(rest, "--run")
+        checkpoint = newest_checkpoint(root) if run == "last" else best_checkpoint(run)
+        folder = run_folder_of(checkpoint) if run == "last" else Path(run)
+        assert folder is not None
+        if run == "last":
+            checkpoint = best_checkpoint(folder)
+        if _value(rest, "--ckpt_path") is None:
+            rest = [*rest, "--ckpt_path", str(checkpoint)]
+        return [command, *_config_of(folder), *rest]
+    checkpoint = _value(rest, "--ckpt_path")
+    if checkpoint == "last":
+        checkpoint = str(newest_checkpoint(root))
+        rest = [*_without(rest, "--ckpt_path"), "--ckpt_path", checkpoint]
+    if checkpoint is not None and _value(rest, "--config", "-c") is None:
+        folder = run_folder_of(checkpoint)
+        return [command, *(_config_of(folder) if folder is not None else []), *rest]
+    return [command, *rest]
+
+
+def _config_of(run: Path) -> list[str]:
+    file = run / CONFIG
+    return ["--config", str(file)] if file.is_file() else []
+
+
+def _value(arguments: Sequence[str], *options: str) -> str | None:
+    """Return the last value given for an option, as ``--option value`` or ``--option=value``."""
+    value = None
+    for position, argument in enumerate(arguments):
+        name, equals, rest = argument.partition("=")
+        if name in options:
+            value = rest if equals else next(iter(arguments[position + 1 :]), None)
+    return value
+
+
+def _without(arguments: Sequence[str], option: str) -> list[str]:
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument == option:
+            skip = True
+        elif not argument.startswith(f"{option}="):
+            kept.append(argument)
+    return kept
+
+
+def _root_in_config(config: str | None) -> str | None:
+    """Return ``trainer.default_root_dir`` of a recipe; whatever is wrong with the file the parser will say."""
+    if config is None or not Path(config).is_file():
+        return None
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return None
+    trainer = content.get("trainer") if isinstance(content, dict) else None
+    return trainer.get("default_root_dir") if isinstance(trainer, dict) else None

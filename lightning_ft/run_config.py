@@ -1,0 +1,35 @@
+"""RunConfig: the configuration that a run's folder keeps."""
+
+from pathlib import Path
+
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+
+from lightning_ft.run_folder import CONFIG
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` into the run's folder, whole or not at all; a resumed run writes its own over it.
+
+    ``ckpt_path`` is left out, so that the file starts a new run.
+
+    Args:
+        *args: Lightning's.
+        folder: The run's folder; None on ranks that do not write.
+        **kwargs: Lightning's.
+    """
+
+    def __init__(self, *args, folder: Path | None, **kwargs) -> None:  # noqa: ANN002, ANN003
+        super().__init__(*args, save_to_log_dir=False, **kwargs)
+        self.folder = folder
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Write the file at the start of a fit, on rank zero."""
+        if stage != "fit" or self.folder is None:
+            return
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))
+        config.pop("ckpt_path", None)
+        partial = self.folder / f".{CONFIG}.partial"
+        partial.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        partial.replace(self.folder / CONFIG)
