@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from lightning_ft.quiet import quiet
 
     quiet()
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
 
     from lightning_ft.cli import Command
     from lightning_ft.run_arguments import expand

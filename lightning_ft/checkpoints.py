@@ -43,6 +43,8 @@ class LastCheckpoint(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """Agree on the folder over all ranks: the one given, else ``checkpoints`` in the logger's."""
+        if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
+            return
         own = self.dirpath or os.path.join(trainer.log_dir or trainer.default_root_dir, "checkpoints")  # noqa: PTH118
         self.dirpath = trainer.strategy.broadcast(own)
 
@@ -64,5 +66,5 @@ class LastCheckpoint(Checkpoint):
         self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
-        if not trainer.fast_dev_run:
+        if self.dirpath is not None:
             trainer.save_checkpoint(f"{self.dirpath}/last.ckpt")

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lightning.pytorch import LightningDataModule, Trainer
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO
@@ -21,7 +22,7 @@ from lightning_ft.recipe import build_data, fill, move_optimizer, rebuild_from
 from lightning_ft.results import print_results
 from lightning_ft.run_arguments import RUNS
 from lightning_ft.run_config import RunConfig
-from lightning_ft.run_folder import CHECKPOINTS, new_run_folder, run_folder_of
+from lightning_ft.run_folder import CHECKPOINTS, discard_unused, new_run_folder, run_folder_of
 
 
 class Parser(LightningArgumentParser):
@@ -75,7 +76,10 @@ class Command(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand != "fit":
             parser.add_argument(
-                "--run", type=str | None, default=None, help="A run's folder, or `last`: its configuration and best checkpoint."
+                "--run",
+                type=str | None,
+                default=None,
+                help="A run's folder, or `last`: its configuration and best checkpoint.",
             )
         return parser
 
@@ -89,7 +93,7 @@ class Command(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build the data, ask it for its labels, and build the rest for them."""
-        config = self.config[self.subcommand]
+        config = self._config
         move_optimizer(config)
         if config.get("ckpt_path"):
             self.checkpoint = load_checkpoint(config.ckpt_path)
@@ -101,6 +105,14 @@ class Command(LightningCLI):
             fill(config.model.head, task=labels.task, num_classes=labels.num_classes)
         super().instantiate_classes()
         self.datamodule = data
+        # from these FineTuner.load_from_checkpoint builds the module again
+        recipe = config.model.as_dict() | {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
+        self.model.save_hyperparameters(recipe)
+
+    @property
+    def _config(self) -> Namespace:
+        """The configuration of the command that runs."""
+        return self.config[str(self.subcommand)]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer, with the loggers and checkpoints in the run's folder."""
@@ -130,16 +142,27 @@ class Command(LightningCLI):
         return super()._instantiate_trainer(config, chosen)
 
     def _run_folder(self, root: Path) -> Path | None:
-        if rank_zero_only.rank != 0:
+        if _rank() != 0:
             return None
-        checkpoint = self.config[self.subcommand].ckpt_path
+        checkpoint = self._config.get("ckpt_path")
         resumed = run_folder_of(checkpoint) if checkpoint else None
         return resumed or new_run_folder(root)
 
     def _loggers(self, folder: Path) -> list[Logger]:
         step = None if self.checkpoint is None else steps_logged(self.checkpoint)
-        board = TensorBoardLogger(folder.parent, name="", version=folder.name, purge_step=None if step is None else step + 1)
+        board = TensorBoardLogger(
+            folder.parent, name="", version=folder.name, purge_step=None if step is None else step + 1
+        )
         return [MetricsCSV(folder, step), board]
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the command; a new run's folder goes where the run failed before it trained."""
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            if self.run_folder is not None and self.checkpoint is None:
+                discard_unused(self.run_folder)
+            raise
 
     def before_fit(self) -> None:
         """Say where the run's files go."""
@@ -152,11 +175,17 @@ class Command(LightningCLI):
 
     def after_test(self) -> None:
         """Print each metric on a line of its own, and the confusion matrix."""
-        if rank_zero_only.rank == 0:
+        if _rank() == 0:
             print_results(self.trainer, self.model)
 
     def after_predict(self) -> None:
         """Say where the predictions are."""
-        for callback in self.trainer.callbacks:
+        callbacks: list[Callback] = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        for callback in callbacks:
             if isinstance(callback, PredictionWriter):
                 print(f"predictions: {callback.file} ({callback.num_rows} rows)")
+
+
+def _rank() -> int:
+    """Return the rank of this process, which the launcher has told it before there is a trainer."""
+    return rank_zero_only.rank  # pyright: ignore[reportFunctionMemberAccess]

@@ -11,6 +11,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from lightning_ft.extras import import_class
+from lightning_ft.resources import nearest_path
 
 
 def explain(message: str, parser: ArgumentParser, arguments: Sequence[str]) -> str:
@@ -24,22 +25,27 @@ def explain(message: str, parser: ArgumentParser, arguments: Sequence[str]) -> s
     Returns:
         The place, what is wrong, and the nearest valid name.
     """
+    if found := re.search(r"((?:\S+: )?no (?:key|class) '.*)", message):
+        return found[1]  # a nested parser's error, explained already
     entries = [*_file_entries(arguments), *_argument_entries(arguments)]
     if found := re.search(r"(?:Option|does not accept option) '([^']+)'", message):
         return _unknown_key(found[1], entries, parser, arguments)
+    if found := re.search(r"unrecognized arguments: --?([^\s=]+)", message):
+        return f"no option --{found[1]}{_near(f'--{found[1]}', [f'--{dest}' for dest in _dests(parser)])}"
     if found := re.search(r"invalid choice: '([^']+)' \(choose from (.+)\)", message):
         choices = re.findall(r"[\w-]+", found[2])
         return f"no command {found[1]!r}; the commands are {', '.join(choices)}{_near(found[1], choices)}"
     if found := re.search(r'expected "subcommand" to be one of \{(.+)\}', message):
         return f"no command given; the commands are {found[1].replace(',', ', ')}"
     if found := re.search(r"Expected a dot import path string: (\S+)", message):
-        name = found[1]
-        return f"{_place(name, entries)}no class {name!r}{_near(name, _class_names())}"
+        return f"{_place(found[1], entries)}no class {found[1]!r}{_near(found[1], _class_names())}"
     if found := re.search(r"File does not exist: '([^']+)'", message):
-        from lightning_ft.resources import nearest_path
-
         return f"no such file: {found[1]!r}{nearest_path(Path(found[1]))}"
+    if found := re.search(r"Problems parsing config: (.+?)\s+in .*?(line \d+, column \d+)", message, re.DOTALL):
+        return f"{_unreadable(arguments)}, {found[2]}: no YAML: {' '.join(found[1].split())}"
     key = re.search(r'Parser key "([^"]+)"', message)
+    if key and (strange := [path for where, path in entries if where and _stands_beside_class(path, key[1])]):
+        return _unknown_key(strange[0], entries, parser, arguments)
     value = re.search(r"(?:Given value|Got value): (.+)", message)
     expected = list(dict.fromkeys(re.findall(r"Expected an? (?:<class ')?([\w.]+)'?>?", message)))
     if key and value and expected:
@@ -50,18 +56,38 @@ def explain(message: str, parser: ArgumentParser, arguments: Sequence[str]) -> s
 
 def _unknown_key(token: str, entries: list[tuple[str, str]], parser: ArgumentParser, arguments: Sequence[str]) -> str:
     """Name the file and the whole key of an option that nothing accepts, and the nearest that is accepted there."""
-    last = token.rpartition(".")[2]
-    exact = [entry for entry in entries if entry[1] == token or entry[1].startswith(f"{token}.")]
-    where, key = next(iter(exact), None) or next(
-        ((where, path[: path.index(part) + len(part)]) for where, path in entries for part in [last]
-         if part in path.split(".")), ("", token)
-    )
-    key = token if exact else key
-    parent = key.rpartition(".")[0].removesuffix(".init_args")
-    class_path = dict(_class_paths(arguments)).get(parent)
-    known = [*(_parameters(class_path) if class_path else ()), *_dests(parser, parent)]
-    place = f"{where}: " if where else ""
-    return f"{place}no key {key!r}{_near(last, known)}"
+    matches = [(where, path) for where, path in entries if path == token or path.endswith(f".{token}")]
+    where, key = matches[-1] if matches else ("", token)
+    known = _dests(parser)
+    parts = key.split(".")
+    tops = {dest.partition(".")[0] for dest in known}
+    # where the whole command's parser does not know the first part, that one is misspelt
+    depth = 1 if getattr(parser, "_subcommands_action", None) is not None and parts[0] not in tops else len(parts)
+    key = ".".join(parts[:depth])
+    parent, _, last = key.rpartition(".")
+    class_path = dict(_class_paths(arguments)).get(parent.removesuffix(".init_args"))
+    prefix = f"{parent}." if parent else ""
+    candidates = {dest.removeprefix(prefix).partition(".")[0] for dest in known if dest.startswith(prefix)}
+    if class_path:
+        candidates |= set(_parameters(class_path)) | (
+            {"class_path", "init_args"} if not parent.endswith("init_args") else set()
+        )
+    return f"{where}: " * bool(where) + f"no key {key!r}{_near(last, sorted(candidates))}"
+
+
+def _stands_beside_class(path: str, key: str) -> bool:
+    parent, _, last = path.partition("=")[0].rpartition(".")
+    return parent == key and last not in ("class_path", "init_args", "dict_kwargs")
+
+
+def _unreadable(arguments: Sequence[str]) -> str:
+    """Return the first configuration file that is no YAML."""
+    for file in _config_files(arguments):
+        try:
+            yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+            return file
+    return "the command line"
 
 
 def _near(name: str, names: Sequence[str]) -> str:
@@ -77,15 +103,19 @@ def _place(token: str, entries: list[tuple[str, str]]) -> str:
     return ""
 
 
-def _files(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def _config_files(arguments: Sequence[str]) -> Iterator[str]:
     for position, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name in ("--config", "-c"):
-            file = value if equals else next(iter(arguments[position + 1 :]), "")
-            try:
-                yield file, yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-            except (OSError, yaml.YAMLError, UnicodeDecodeError):
-                continue
+            yield value if equals else next(iter(arguments[position + 1 :]), "")
+
+
+def _files(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    for file in _config_files(arguments):
+        try:
+            yield file, yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+            continue
 
 
 def _file_entries(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -123,10 +153,14 @@ def _class_paths(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 def _parameters(class_path: str) -> list[str]:
     """Return the parameters of a class, those that it hands on to its bases included."""
+    import lightning.pytorch.callbacks
+
     import lightning_ft
 
+    homes = (lightning_ft, lightning.pytorch.callbacks)
     try:
-        found = getattr(lightning_ft, class_path, None) or import_class(class_path)
+        found = next((vars(home)[class_path] for home in homes if class_path in vars(home)), None)
+        found = found or import_class(class_path)
     except (ImportError, AttributeError, ValueError):
         return []
     names: dict[str, None] = {}
@@ -139,19 +173,11 @@ def _parameters(class_path: str) -> list[str]:
     return list(names)
 
 
-def _dests(parser: ArgumentParser, parent: str) -> list[str]:
-    """Return the last parts of the keys that the command's parser knows under a key."""
+def _dests(parser: ArgumentParser) -> list[str]:
+    """Return the keys that a command's parser knows."""
     subparsers = getattr(parser, "_subcommands_action", None)
     parsers = [parser, *(subparsers.choices.values() if subparsers is not None else ())]
-    prefix = f"{parent}." if parent else ""
-    return sorted(
-        {
-            action.dest.removeprefix(prefix).partition(".")[0]
-            for known in parsers
-            for action in known._actions
-            if action.dest.startswith(prefix)
-        }
-    )
+    return sorted({action.dest for known in parsers for action in known._actions if action.dest != "help"})
 
 
 def _class_names() -> list[str]:

@@ -25,8 +25,10 @@ def warmup_steps(warmup: float, num_steps: float) -> int:
     if warmup >= 1 or warmup == 0:
         return int(warmup)
     if num_steps == float("inf"):
-        raise ValueError(f"warmup={warmup} is a share of the run, but the run has no end: "
-                         "give a number of steps, or set max_epochs or max_steps")
+        raise ValueError(
+            f"warmup={warmup} is a share of the run, but the run has no end: "
+            "give a number of steps, or set max_epochs or max_steps"
+        )
     return round(warmup * num_steps)
 
 

@@ -29,7 +29,7 @@ class MetricsCSV(CSVLogger):
 
     @property
     @rank_zero_experiment
-    def experiment(self) -> ExperimentWriter:
+    def experiment(self) -> Any:
         """The writer of the file."""
         if self._experiment is None:
             self._experiment = _KeepingWriter(self.log_dir, self._last_step)

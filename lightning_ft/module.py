@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -63,8 +63,7 @@ class FineTuner(LightningModule):
             raise ValueError(f"expected lr to be positive, but got {lr}")
         if weight_decay < 0:
             raise ValueError(f"expected weight_decay to be at least 0, but got {weight_decay}")
-        # inside the command these are the recipe's values, from which load_from_checkpoint builds the module again
-        self.save_hyperparameters(ignore=["backbone", "head", "optimizer", "lr_schedule"])
+        self.save_hyperparameters("lr", "weight_decay", "warmup", "compile")
         self.backbone = backbone
         self.head = head(backbone.features)
         self.lr = lr
@@ -158,22 +157,27 @@ class FineTuner(LightningModule):
             default = signature(type(optimizer).__init__).parameters.get(key)
             given = optimizer.defaults.get(key)
             if default is not None and given not in (default.default, value):
-                raise ValueError(f"{type(optimizer).__name__}'s {key}={given} has no effect: "
-                                 f"FineTuner's {key}={value} is used; set that one")
+                raise ValueError(
+                    f"{type(optimizer).__name__}'s {key}={given} has no effect: "
+                    f"FineTuner's {key}={value} is used; set that one"
+                )
         if callable(self.lr_schedule):
             schedule: Any = self.lr_schedule(optimizer)
         else:
             steps = self.trainer.estimated_stepping_batches
-            schedule = make_schedule(self.lr_schedule, optimizer, steps, self.warmup)
+            schedule = make_schedule(cast("ScheduleName", self.lr_schedule), optimizer, steps, self.warmup)
         if isinstance(schedule, ReduceLROnPlateau):
             self._plateau = schedule
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": "val/loss", "strict": False}}
+            return {
+                "optimizer": optimizer,
+                "lr_scheduler": {"scheduler": schedule, "monitor": "val/loss", "strict": False},
+            }
         if isinstance(self.lr_schedule, str):
             schedule = {"scheduler": schedule, "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what prediction and exact resume need: label names, the backbone's description, RNG states of all ranks."""
+        """Add what prediction and exact resume need: label names, the backbone's description, all ranks' RNG states."""
         checkpoint["label_names"] = None if self.label_names is None else list(self.label_names)
         checkpoint["backbone"] = self.backbone.description()
         states: list[Any] = [rng_state()]
@@ -210,22 +214,25 @@ class FineTuner(LightningModule):
 
     def _evaluate(self, stage: str, batch: Batch) -> None:
         prediction, target = self(batch), batch["labels"]
-        self.losses[stage].update(self.head.loss(prediction, target), weight=len(target))
+        self._loss(stage).update(self.head.loss(prediction, target), weight=len(target))
         self._metrics(stage).update(prediction.float(), target.int() if target.ndim == 2 else target)
 
     def _log(self, stage: str) -> None:
-        results = {f"{stage}/loss": self.losses[stage].compute(), **self._metrics(stage).compute()}
-        self.losses[stage].reset()
+        results = {f"{stage}/loss": self._loss(stage).compute(), **self._metrics(stage).compute()}
+        self._loss(stage).reset()
         self._metrics(stage).reset()
         numbers = {name: value for name, value in results.items() if value.ndim == 0}
         # the values are those of all ranks already; the largest of equal ones is exact, a mean of them may round
-        self.log_dict(numbers, prog_bar=stage == "val", sync_dist=True, reduce_fx="max")
+        for name, value in numbers.items():
+            watched = name in ("val/loss", f"val/{self.head.main_metric}")
+            self.log(name, value, prog_bar=watched, sync_dist=True, reduce_fx="max")
         self.tables.update({name: value for name, value in results.items() if value.ndim > 0})
 
     def _metrics(self, stage: str) -> MetricCollection:
-        metrics = self.scores[stage]
-        assert isinstance(metrics, MetricCollection)
-        return metrics
+        return cast("MetricCollection", self.scores[stage])
+
+    def _loss(self, stage: str) -> MeanMetric:
+        return cast("MeanMetric", self.losses[stage])
 
 
 def _check_same_model(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
@@ -233,8 +240,10 @@ def _check_same_model(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) 
     differing += [name for name in ours.keys() & theirs.keys() if ours[name].shape != theirs[name].shape]
     if differing:
         name = differing[0]
-        shape = {key: tuple(state[name].shape) if name in state else "absent"
-                 for key, state in (("checkpoint", theirs), ("model", ours))}
+        shape = {
+            key: tuple(state[name].shape) if name in state else "absent"
+            for key, state in (("checkpoint", theirs), ("model", ours))
+        }
         raise ValueError(
             f"the checkpoint is of another model: {len(differing)} tensors differ, the first is {name!r} "
             f"(checkpoint: {shape['checkpoint']}, model: {shape['model']})"

@@ -18,7 +18,7 @@ def build_data(config: Namespace) -> Any:
     """Build the data alone; the parser of a command builds all of its parts or none."""
     parser = LightningArgumentParser()
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
-    return parser.instantiate_classes(Namespace(data=config)).data
+    return parser.instantiate_classes(Namespace(data=config))["data"]
 
 
 def fill(part: Namespace | None, **values: Any) -> None:
@@ -61,7 +61,9 @@ def move_optimizer(config: Namespace) -> None:
         arguments[key] = model[key]
     if (scheduler := config.get("lr_scheduler")) is not None:
         if model.lr_schedule != _default("lr_schedule"):
-            raise ValueError(f"model.lr_schedule={model.lr_schedule!r} has no effect beside lr_scheduler: set one of them")
+            raise ValueError(
+                f"model.lr_schedule={model.lr_schedule!r} has no effect beside lr_scheduler: set one of them"
+            )
         model.lr_schedule = scheduler
         config.lr_scheduler = None
 
@@ -84,4 +86,4 @@ def rebuild_from(config: Namespace, checkpoint: Mapping[str, Any]) -> None:
 
 
 def _default(name: str) -> Any:
-    return FineTuner.__init__.__kwdefaults__[name]
+    return signature(FineTuner).parameters[name].default

@@ -10,7 +10,7 @@ import torch
 def rng_state() -> dict[str, Any]:
     """Return the state of Python's, NumPy's, torch's and every CUDA device's generator."""
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - the global one is the point
+    name, keys, position, has_gauss, cached = np.random.get_state()
     return {
         "python": {"version": version, "words": torch.tensor(words), "gauss": gauss},
         "numpy": {
@@ -29,7 +29,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
     """Set all generators to a state that ``rng_state`` returned."""
     python, numpy = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
-    np.random.set_state(  # noqa: NPY002
+    np.random.set_state(
         (numpy["name"], numpy["keys"].numpy().astype(np.uint32), numpy["position"], numpy["has_gauss"], numpy["cached"])
     )
     torch.set_rng_state(state["torch"])

@@ -1,5 +1,6 @@
 """Where a run keeps its files; finding the newest whole checkpoint."""
 
+import shutil
 from collections.abc import Iterator
 from datetime import datetime
 from itertools import count
@@ -9,6 +10,7 @@ from lightning_ft.checkpoint_io import is_whole
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
+METRICS = "metrics.csv"
 
 
 def new_run_folder(root: str | Path) -> Path:
@@ -19,7 +21,7 @@ def new_run_folder(root: str | Path) -> Path:
     Args:
         root: The folder that holds the runs.
     """
-    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")  # noqa: DTZ005 - local time is what a person looks for
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")  # local time is what a person looks for
     for number in count():
         folder = Path(root) / (stamp if number == 0 else f"{stamp}_{number}")
         try:
@@ -28,6 +30,12 @@ def new_run_folder(root: str | Path) -> Path:
             continue
         return folder
     raise AssertionError("unreachable")
+
+
+def discard_unused(folder: Path) -> None:
+    """Remove the folder of a run that never trained: it holds no metrics and no checkpoint."""
+    if not (folder / METRICS).exists() and next(_checkpoints(folder), None) is None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def run_folder_of(checkpoint: str | Path) -> Path | None:

@@ -26,7 +26,7 @@ def decay_groups(module: nn.Module, lr: float, weight_decay: float) -> list[dict
         if isinstance(part, nn.Embedding):
             exempt.update(id(parameter) for parameter in part.parameters(recurse=False))
         if callable(names := getattr(part, "no_weight_decay", None)):
-            listed = names()
+            listed: Any = names()
             exempt.update(id(parameter) for name, parameter in part.named_parameters() if name in listed)
     decayed, left_alone = [], []
     for parameter in module.parameters():

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lightning_ft.backbones.base import Backbone
@@ -153,8 +152,9 @@ def load_named_or_ordered(model: nn.Module, file: Path) -> None:
     where = f"{str(file)!r} does not fit {type(model).__name__}: it has {len(theirs)} tensors, the model {len(ours)}"
     for (name, a), (other, b) in zip(ours.items(), theirs.items(), strict=False):
         if a.shape != b.shape:
-            raise ValueError(f"{where}; the first that differs is {other!r} {tuple(b.shape)} "
-                             f"for {name!r} {tuple(a.shape)}")
+            raise ValueError(
+                f"{where}; the first that differs is {other!r} {tuple(b.shape)} for {name!r} {tuple(a.shape)}"
+            )
     raise ValueError(f"{where}, and their names differ")
 
 

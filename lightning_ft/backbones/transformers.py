@@ -61,6 +61,7 @@ class TransformersBackbone(Backbone):
         attn_implementation: str | None = None,
     ) -> None:
         super().__init__()
+        self.model: Any
         transformers = require("transformers", extra="text", needed_by="TransformersBackbone")
         options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
         source = resolve(name)
@@ -161,7 +162,7 @@ def _model(transformers: Any, config: "PretrainedConfig", source: str | None, op
             )
             if missing := sorted(info["missing_keys"]):
                 rank_zero_info(
-                    f"{source}: {len(missing)} tensors of the model are not in its file and start at random: {missing[:3]}"
+                    f"{source}: {len(missing)} tensors are not in its file and start at random: {missing[:3]}"
                 )
     finally:
         logging.set_verbosity(verbosity)
@@ -187,7 +188,7 @@ def _preprocessing(transformers: Any, source: str, config: "PretrainedConfig", *
         "input_size": (3, edge, edge),
         "mean": tuple(processor.get("image_mean") or (0.5, 0.5, 0.5)),
         "std": tuple(processor.get("image_std") or (0.5, 0.5, 0.5)),
-        "interpolation": {0: "nearest", 2: "bilinear", 3: "bicubic"}.get(processor.get("resample"), "bilinear"),
+        "interpolation": {0: "nearest", 3: "bicubic"}.get(processor.get("resample", 2), "bilinear"),
         "crop_pct": edge / whole,
     }
 

@@ -4,9 +4,8 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
@@ -130,7 +129,7 @@ class FineTuningData(LightningDataModule, ABC):
         classes = None if self._is_continuous(values) else [str(value) for value in values]
         rows = stratified_split(len(table), classes, sizes, self.split_seed, self.place("train"))
         for part, indices in rows.items():
-            tables[part] = table.select(indices)
+            tables[cast("Part", part)] = table.select(indices)
         return tables
 
     def setup(self, stage: str) -> None:
@@ -212,7 +211,7 @@ class FineTuningData(LightningDataModule, ABC):
         if self.trainer is None:
             return (0, 0)
         loop = self.trainer.fit_loop
-        epochs = loop.epoch_progress.current
+        epochs: Any = loop.epoch_progress.current
         # `ready` counts a batch when it is drawn; `completed` lags behind it by one in a checkpoint
         batch = loop.epoch_loop.batch_progress.current.ready
         if epochs.processed == epochs.started or batch >= self.trainer.num_training_batches:

@@ -75,7 +75,7 @@ def seeded(*key: int) -> Iterator[None]:
         key: Whole numbers from 0 up that the seeds are made of.
     """
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    words = np.random.SeedSequence(key[:2]).generate_state(3, np.uint64).tolist()
+    words = np.random.SeedSequence(key).generate_state(3, np.uint64).tolist()
     random.seed(words[0])
     np.random.seed([words[1] >> 32, words[1] & 0xFFFFFFFF])
     # not torch.manual_seed, which would seed the accelerators too

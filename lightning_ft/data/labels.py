@@ -41,8 +41,10 @@ class Labels:
             return labels
         names = {name for value in values for name in (_names(value) if task == "multilabel" else [_name(value)])}
         if len(names) < (2 if task == "multiclass" else 1):
-            raise ValueError(f"{where}: all {len(values)} rows have the label {next(iter(names), None)!r}; "
-                             "a classifier needs at least two classes")
+            raise ValueError(
+                f"{where}: all {len(values)} rows have the label {next(iter(names), None)!r}; "
+                "a classifier needs at least two classes"
+            )
         return cls(task, tuple(sorted(names, key=_order)))
 
     @property
@@ -69,8 +71,10 @@ class Labels:
                 return index[name]
             near = get_close_matches(name, self.names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{where}, row {row + 1}: label {name!r} is not among those of the training data: "
-                             f"{', '.join(self.names[:20])}{hint}")
+            raise ValueError(
+                f"{where}, row {row + 1}: label {name!r} is not among those of the training data: "
+                f"{', '.join(self.names[:20])}{hint}"
+            )
 
         if self.task == "multiclass":
             return [position(_name(value), row) for row, value in enumerate(values)]
@@ -85,7 +89,7 @@ class Labels:
 
 def is_missing(value: Any) -> bool:
     """Tell whether a label is not there: None, NaN, or an empty string. An empty list is a label: no class at all."""
-    return value is None or value == "" or (isinstance(value, float) and value != value)  # noqa: PLR0124
+    return value is None or value == "" or (isinstance(value, float) and value != value)
 
 
 def _task_of(values: Sequence[Any]) -> Task:

@@ -1,10 +1,11 @@
 """EpochSampler: the order of an epoch's samples, a function of seed, epoch and rank."""
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import numpy as np
 import torch
-from torch.utils.data import DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler
 
 
 class EpochSampler(DistributedSampler):
@@ -44,7 +45,8 @@ class EpochSampler(DistributedSampler):
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
-        super().__init__(range(num_samples), num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)
+        samples = cast("Dataset", range(num_samples))
+        super().__init__(samples, num_replicas=num_replicas, rank=rank, shuffle=shuffle, seed=seed)
         self.batch_size = batch_size
         self.lengths = None if lengths is None else np.asarray(lengths)
         self.resumed_at = (epoch, start_batch)

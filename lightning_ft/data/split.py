@@ -31,8 +31,10 @@ def stratified_split(
     """
     counts = {name: round(size * num_rows) if size < 1 else int(size) for name, size in sizes.items()}
     if sum(counts.values()) >= num_rows:
-        raise ValueError(f"{where}: {num_rows} rows are too few to hold out "
-                         + " and ".join(f"{count} for {name}" for name, count in counts.items()))
+        raise ValueError(
+            f"{where}: {num_rows} rows are too few to hold out "
+            + " and ".join(f"{count} for {name}" for name, count in counts.items())
+        )
     generator = np.random.default_rng(seed)
     order = generator.permutation(num_rows)
     if classes is not None:

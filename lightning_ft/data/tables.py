@@ -18,8 +18,8 @@ def read_table(source: str, what: str, needed_by: str) -> "Dataset":
     """Read a table.
 
     Args:
-        source: A CSV, TSV, JSONL or Parquet file (``.gz`` too), a folder that ``datasets`` saved, ``package://``, or the
-            name of a data set on the hub; ``name:part`` takes a part of it other than ``train``.
+        source: A CSV, TSV, JSONL or Parquet file (``.gz`` too), a folder that ``datasets`` saved, ``package://``, or
+            the name of a data set on the hub; ``name:part`` takes a part of it other than ``train``.
         what: What it is for, as messages say it: ``"train_file"``.
         needed_by: The class that reads it, for the message where ``datasets`` is missing.
 
@@ -58,7 +58,9 @@ def check_columns(table: "Dataset", columns: Mapping[str, str | None], where: st
         if column is not None and column not in table.column_names:
             near = get_close_matches(column, table.column_names, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"{where} has no column {column!r} ({argument}); it has {', '.join(table.column_names)}{hint}")
+            raise ValueError(
+                f"{where} has no column {column!r} ({argument}); it has {', '.join(table.column_names)}{hint}"
+            )
 
 
 def filtered(table: "Dataset", where: Mapping[str, Any], place: str) -> "Dataset":
@@ -88,8 +90,10 @@ def _file(datasets: Any, path: Path, what: str) -> "Dataset":
     suffixes = [suffix for suffix in path.suffixes if suffix not in (".gz", ".bz2", ".xz", ".zst")]
     kind = READERS.get(suffixes[-1].lower() if suffixes else "")
     if kind is None:
-        raise ValueError(f"{what} {str(path)!r}: cannot read {path.suffix or 'a file without a suffix'}; "
-                         f"known are {', '.join(READERS)}, a saved folder, and names of the hub")
+        raise ValueError(
+            f"{what} {str(path)!r}: cannot read {path.suffix or 'a file without a suffix'}; "
+            f"known are {', '.join(READERS)}, a saved folder, and names of the hub"
+        )
     if path.stat().st_size == 0:
         raise ValueError(f"{what} {str(path)!r} is empty")
     options: dict[str, Any] = {"sep": "\t"} if suffixes[-1].lower() == ".tsv" else {}

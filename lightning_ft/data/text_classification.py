@@ -119,7 +119,7 @@ class TextClassificationData(FineTuningData):
             table = table.select(rows)
         return table
 
-    def samples(self, part: Part, table: "Dataset", targets: Sequence[Any] | None) -> "Dataset":  # noqa: ARG002
+    def samples(self, part: Part, table: "Dataset", targets: Sequence[Any] | None) -> "Dataset":
         """Return the tokenised rows: input_ids, attention_mask, perhaps token_type_ids, and labels."""
         tokenizer, text, pair = self._tokenizer(), self.text_column, self.text_pair_column
         limit = self._limit(tokenizer)

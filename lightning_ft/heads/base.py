@@ -17,9 +17,11 @@ class Head(nn.Module, ABC):
 
     Attributes:
         num_classes: Classes it tells apart; None where the task has none.
+        main_metric: The metric that a person watches, one of those of ``metrics``.
     """
 
     num_classes: int | None = None
+    main_metric: str | None = None
 
     @abstractmethod
     def forward(self, features: Features) -> Tensor:

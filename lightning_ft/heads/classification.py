@@ -65,8 +65,11 @@ class ClassificationHead(Head):
         if class_weights is not None and len(class_weights) != num_classes:
             raise ValueError(f"{name}: {len(class_weights)} class_weights for {num_classes} classes")
         if not 0 <= label_smoothing < 1:
-            raise ValueError(f"{name}: expected label_smoothing to be at least 0 and below 1, but got {label_smoothing}")
+            raise ValueError(
+                f"{name}: expected label_smoothing to be at least 0 and below 1, but got {label_smoothing}"
+            )
         self.num_classes = num_classes
+        self.main_metric = "r2" if self.task == "regression" else "accuracy"
         self.label_smoothing = label_smoothing
         weights = None if class_weights is None else torch.tensor([float(weight) for weight in class_weights])
         self.register_buffer("class_weights", weights, persistent=False)
@@ -152,7 +155,9 @@ class ClassificationHead(Head):
             ]
         rows = prediction.float().softmax(-1).tolist()
         return [
-            {"prediction": names[max(range(len(row)), key=row.__getitem__)],
-             "probabilities": dict(zip(names, row, strict=True))}
+            {
+                "prediction": names[max(range(len(row)), key=row.__getitem__)],
+                "probabilities": dict(zip(names, row, strict=True)),
+            }
             for row in rows
         ]

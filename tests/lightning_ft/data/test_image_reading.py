@@ -46,10 +46,13 @@ def test_every_exif_orientation_comes_out_upright(tmp_path, orientation):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_a_broken_exif_block_does_not_make_an_image_unreadable(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "exif"), [("photo.png", b"no TIFF header"), ("photo.jpg", b"II*\0\xff\xff\xff\x7f" + bytes(20))]
+)
+def test_a_broken_exif_block_does_not_make_an_image_unreadable(tmp_path, name, exif):
     photo = Image.fromarray(load_sample_images().images[0])
-    photo.save(tmp_path / "photo.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f" + bytes(20))
-    assert read_image(str(tmp_path / "photo.jpg")).size == photo.size
+    photo.save(tmp_path / name, exif=b"Exif\0\0" + exif)
+    assert read_image(str(tmp_path / name)).size == photo.size
 
 
 def test_16_bit_grey_keeps_its_range(tmp_path):

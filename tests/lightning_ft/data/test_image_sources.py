@@ -233,7 +233,8 @@ def test_images_lie_at_any_depth_and_hidden_files_are_none(tmp_path):
     root = write_class_folders(tmp_path / "digits", 10)
     (root / "3" / "deep" / "deeper").mkdir(parents=True)
     (root / ".thumbnails").mkdir()
-    for path in ("3/deep/deeper/a.PNG", "3/._a.png", ".thumbnails/a.png"):
+    (root / "3" / ".checkpoints").mkdir()
+    for path in ("3/deep/deeper/a.PNG", "3/._a.png", "3/.checkpoints/a.png", ".thumbnails/a.png"):
         Image.fromarray(digits(1)[0][0]).save(root / path)
     (root / "3" / "notes.txt").touch()
     source = read(root)
