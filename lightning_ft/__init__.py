@@ -6,6 +6,7 @@ from lightning_ft.backbones.transformers import TransformersBackbone as Transfor
 from lightning_ft.checkpoint_io import AtomicCheckpointIO as AtomicCheckpointIO
 from lightning_ft.checkpoint_io import load_checkpoint as load_checkpoint
 from lightning_ft.data.base import FineTuningData as FineTuningData
+from lightning_ft.data.image_classification import ImageClassificationData as ImageClassificationData
 from lightning_ft.data.sampler import EpochSampler as EpochSampler
 from lightning_ft.data.text_classification import TextClassificationData as TextClassificationData
 from lightning_ft.features import FeatureInfo as FeatureInfo

@@ -23,15 +23,29 @@ class BestCheckpoint(ModelCheckpoint):
             filename="best", monitor=monitor, mode=mode or ("min" if low else "max"), enable_version_counter=False
         )
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the best score of the run that is resumed, also where its folder was moved or is spelt another way.
+
+        Lightning would forget it, and a worse checkpoint would take the best one's place.
+        """
+        old, new = str(state_dict["dirpath"]), str(self.dirpath)
+
+        def moved(path: str) -> str:
+            return new + path.removeprefix(old) if path.startswith(old) else path
+
+        paths = {key: moved(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        models = {moved(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": models, "dirpath": self.dirpath})
+
 
 class LastCheckpoint(Checkpoint):
     """Keeps ``last.ckpt``, from which ``--ckpt_path last`` resumes: at the end of each epoch, and as often as asked.
 
-    It is never saved between an epoch's last batch and its validation; resumed from there, Lightning leaves that
+    It is never saved between a batch and the validation behind it; resumed from there, Lightning leaves that
     validation out.
 
     Args:
-        every_n_train_steps: Batches between two checkpoints within an epoch; None for none.
+        every_n_train_steps: Optimizer steps between two checkpoints within an epoch; None for none.
     """
 
     def __init__(self, every_n_train_steps: int | None = None) -> None:
@@ -40,6 +54,8 @@ class LastCheckpoint(Checkpoint):
             raise ValueError(f"expected every_n_train_steps to be a positive integer, but got {every_n_train_steps}")
         self.every_n_train_steps = every_n_train_steps
         self.dirpath: str | None = None
+        self._saved_at = 0
+        self._waits_for_validation = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """Agree on the folder over all ranks: the one given, else ``checkpoints`` in the logger's."""
@@ -56,9 +72,20 @@ class LastCheckpoint(Checkpoint):
         batch: Any,  # noqa: ARG002
         batch_idx: int,
     ) -> None:
-        """Save where a checkpoint is due and the epoch goes on."""
-        due = self.every_n_train_steps is not None and (batch_idx + 1) % self.every_n_train_steps == 0
-        if due and batch_idx + 1 < trainer.num_training_batches:
+        """Save where a checkpoint is due and the epoch goes on, right behind a step: gradients are not saved."""
+        step = trainer.global_step
+        due = self.every_n_train_steps is not None and step % self.every_n_train_steps == 0
+        if not due or step == self._saved_at or batch_idx + 1 == trainer.num_training_batches:
+            return
+        every = trainer.val_check_batch
+        seen = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
+        self._waits_for_validation = bool(every and every != float("inf") and (seen + 1) % every == 0)
+        if not self._waits_for_validation:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Save what was due before a validation in mid-epoch."""
+        if self._waits_for_validation:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
@@ -67,4 +94,6 @@ class LastCheckpoint(Checkpoint):
 
     def _save(self, trainer: Trainer) -> None:
         if self.dirpath is not None:
-            trainer.save_checkpoint(f"{self.dirpath}/last.ckpt")
+            self._saved_at = trainer.global_step
+            self._waits_for_validation = False
+            trainer.save_checkpoint(f"{self.dirpath}/last.ckpt", weights_only=False)

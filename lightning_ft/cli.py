@@ -129,7 +129,7 @@ class Command(LightningCLI):
         return super().instantiate_trainer(plugins=plugins, **kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
-        keeps = config.get("enable_checkpointing") is not False
+        keeps = self.subcommand == "fit" and config.get("enable_checkpointing") is not False
         for callback in callbacks:
             if isinstance(callback, BestCheckpoint | LastCheckpoint) and self.run_folder is not None:
                 callback.dirpath = str(self.run_folder / CHECKPOINTS)  # a Path would not load with weights_only

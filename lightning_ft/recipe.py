@@ -1,7 +1,7 @@
 """What a recipe leaves open, filled in from the data and from a run's checkpoint."""
 
 from collections.abc import Mapping
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any
 
 from jsonargparse import Namespace
@@ -18,7 +18,7 @@ def build_data(config: Namespace) -> Any:
     """Build the data alone; the parser of a command builds all of its parts or none."""
     parser = LightningArgumentParser()
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
-    return parser.instantiate_classes(Namespace(data=config))["data"]
+    return parser.instantiate(Namespace(data=config))["data"]
 
 
 def fill(part: Namespace | None, **values: Any) -> None:
@@ -52,15 +52,19 @@ def move_optimizer(config: Namespace) -> None:
     for key in ("lr", "weight_decay"):
         if key not in arguments:
             continue
-        given, ours = arguments[key], model[key]
-        # Lightning's key is the learning rate of its users; ours wins where the optimizer's was left at its default
-        if given != ours and ours != _default(key) and (moved is not None or given != own[key].default):
+        given, ours, default = arguments[key], model[key], own[key].default
+        if given not in (default, ours) and ours != _default(key):
             raise ValueError(f"model.{key}={ours} and the optimizer's {key}={given}: set one of them")
-        if moved is not None or given != own[key].default:
+        # an optimizer at the top level trains with its own default rate, as it does in Lightning
+        if given != default or (moved is not None and ours == _default(key)):
             model[key] = given
-        arguments[key] = model[key]
+        # one rate in the configuration that the run keeps, so that it can be changed there
+        if default is Parameter.empty:
+            arguments[key] = model[key]
+        else:
+            del arguments[key]
     if (scheduler := config.get("lr_scheduler")) is not None:
-        if model.lr_schedule != _default("lr_schedule"):
+        if model.lr_schedule not in (_default("lr_schedule"), scheduler):
             raise ValueError(
                 f"model.lr_schedule={model.lr_schedule!r} has no effect beside lr_scheduler: set one of them"
             )

@@ -28,7 +28,7 @@ class RunConfig(SaveConfigCallback):
         """Write the file at the start of a fit, on rank zero."""
         if stage != "fit" or self.folder is None:
             return
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))
+        config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False, format="yaml"))
         config.pop("ckpt_path", None)
         partial = self.folder / f".{CONFIG}.partial"
         partial.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")

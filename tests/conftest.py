@@ -209,8 +209,8 @@ def run_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str
 
 @contextmanager
 def _log_to_stderr() -> Iterator[None]:
-    """Let Lightning log to where stderr is now, as in a process of its own; its handler holds an earlier one."""
-    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
+    """Let libraries log to where stderr is now, as in a process of their own; their handlers hold an earlier one."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "datasets")]
     before = [(logger.handlers, logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.handlers, logger.propagate = [logging.StreamHandler(sys.stderr)], False

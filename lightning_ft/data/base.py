@@ -248,7 +248,8 @@ class FineTuningData(LightningDataModule, ABC):
             **ranks,
         )
         if hasattr(samples, "epoch"):
-            samples.epoch = sampler.shared_epoch
+            # samples that are augmented are a function of these and of their row
+            samples.epoch, samples.seed = sampler.shared_epoch, self.seed
         return DataLoader(
             samples,
             batch_size=self.batch_size,

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import default_collate
 
 from lightning_ft.data.base import PARTS_OF_STAGE, FineTuningData, Part
 from lightning_ft.data.image_check import unreadable_images
-from lightning_ft.data.image_sources import ImageSource, read_images
+from lightning_ft.data.image_sources import ImageSource, read_images, with_names
 from lightning_ft.data.image_transforms import image_transform
 from lightning_ft.data.images import Images
 from lightning_ft.data.labels import Task
@@ -122,7 +122,7 @@ class ImageClassificationData(FineTuningData):
         """Read, check and encode the images of a stage: ``fit``, ``validate``, ``test`` or ``predict``."""
         config = self._data_config()
         for part in PARTS_OF_STAGE[stage]:
-            augment = self.augment if part == "train" else False
+            augment = part == "train" and self.augment
             self._transforms[part] = image_transform(config, image_size=self.image_size, augment=augment)
         super().setup(stage)
         # another fit can be of another backbone
@@ -141,12 +141,6 @@ class ImageClassificationData(FineTuningData):
         """Return the function that stacks images."""
         return default_collate
 
-    def train_dataloader(self) -> DataLoader:
-        """Return the training batches, those that a resumed run has behind it left out."""
-        # a checkpoint brings its run's seed after setup
-        self._samples["train"].seed = self.seed
-        return super().train_dataloader()
-
     def _source(self, part: Part) -> ImageSource:
         """Return what a part's file holds, read and checked once; that of training where it has none."""
         if part != "predict" and self.files[part] is None:
@@ -162,7 +156,10 @@ class ImageClassificationData(FineTuningData):
                 label_column=self.label_column,
                 labelled=part != "predict",
             )
-            self._sources[part] = self._readable(source, part) if source.pixels is None else self._named(source)
+            if source.pixels is None:
+                self._sources[part] = self._readable(source, part)
+            else:
+                self._sources[part] = with_names(source, self.label_column, self.label_names)
         return self._sources[part]
 
     def _readable(self, source: ImageSource, part: Part) -> ImageSource:
@@ -172,32 +169,20 @@ class ImageClassificationData(FineTuningData):
         rows = [row for row, path in enumerate(paths) if path not in reasons]
         if not reasons:
             return source
-        named = "; ".join([*list(reasons.values())[:NUM_NAMED], *(["..."] if len(reasons) > NUM_NAMED else [])])
+        named = "; ".join([*reasons.values()][:NUM_NAMED]) + ("; ..." if len(reasons) > NUM_NAMED else "")
         message = f"{self.place(part)}: {len(paths) - len(rows)} of {len(paths)} images cannot be read"
         if not self.skip_unreadable or not rows:
             raise ValueError(f"{message}: {named}. Mend or remove them, or drop them with skip_unreadable=True")
         rank_zero_info(f"{message}; dropped: {named}")
         return replace(source, table=source.table.select(rows))
 
-    def _named(self, source: ImageSource) -> ImageSource:
-        """Put the class names given in the place of the numbers 0, 1, ... of a file that cannot hold names."""
-        names, column = self.label_names, self.label_column
-        if names is None or column not in source.table.column_names:
-            return source
-        values = source.table[column][:]
-        if {str(value) for value in values} & set(names) or not all(value in range(len(names)) for value in values):
-            return source
-        table = source.table.remove_columns(column).add_column(column, [names[int(value)] for value in values])
-        return replace(source, table=table)
-
     def _data_config(self) -> Mapping[str, Any]:
         module = getattr(self.trainer, "lightning_module", None)
         config = getattr(getattr(module, "backbone", None), "data_config", None)
-        if config is None:
-            owner = "there is no trainer with a module" if module is None else f"{type(module).__name__} has none"
-            raise ValueError(
-                f"{type(self).__name__} takes image size, mean and standard deviation from the module's "
-                f"backbone.data_config, but {owner}; train a FineTuner with a TimmBackbone, or give your module's "
-                "backbone a dict data_config with timm's keys input_size, mean and std"
-            )
-        return config
+        if config is not None:
+            return config
+        owner = "there is no trainer with a module" if module is None else f"{type(module).__name__} has none"
+        raise ValueError(
+            f"{type(self).__name__} takes size, mean and std from the module's backbone.data_config, but {owner}; "
+            "train a FineTuner with a TimmBackbone, or give your backbone such a dict with timm's keys"
+        )

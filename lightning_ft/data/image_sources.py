@@ -1,7 +1,7 @@
 """ImageSource: the images and labels that a file holds, whatever its kind."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,6 @@ from lightning_ft.data.idx import is_idx, read_idx, read_idx_labels
 from lightning_ft.data.image_folder import class_folders, images_below, is_image
 from lightning_ft.data.pixel_table import first_rows, is_pixel_table, read_pixel_table
 from lightning_ft.data.tables import READERS, check_columns, read_table
-from lightning_ft.extras import require
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,7 +47,6 @@ def read_images(path: Path, what: str, *, image_column: str, label_column: str, 
         FileNotFoundError: If an idx file has no labels file beside it.
         ValueError: If it is of no such kind, has no images, lacks a column, or is damaged.
     """
-    require("datasets", extra="vision", needed_by=NEEDED_BY)
     place = f"{what} {str(path)!r}"
     if path.is_dir():
         return _folder(path, place, label_column, labelled=labelled)
@@ -75,6 +73,23 @@ def read_images(path: Path, what: str, *, image_column: str, label_column: str, 
     return ImageSource(_rows([str(path)], label_column, None))
 
 
+def with_names(source: ImageSource, label_column: str, names: Sequence[str] | None) -> ImageSource:
+    """Put class names in the place of the labels 0, 1, ... of a file that cannot hold names.
+
+    Args:
+        source: The images.
+        label_column: Column of the labels.
+        names: The class names; None, or names that the labels bear already, change nothing.
+    """
+    if names is None or label_column not in source.table.column_names:
+        return source
+    labels = source.table[label_column][:]
+    if {str(label) for label in labels} & set(names) or not all(label in range(len(names)) for label in labels):
+        return source
+    table = source.table.remove_columns(label_column).add_column(label_column, [names[int(label)] for label in labels])
+    return replace(source, table=table)
+
+
 def _folder(folder: Path, place: str, label_column: str, *, labelled: bool) -> ImageSource:
     if labelled:
         classes = class_folders(folder, place)
@@ -93,7 +108,7 @@ def _idx(path: Path, place: str, label_column: str, *, labelled: bool) -> ImageS
 
 def _table(path: Path, what: str, place: str, image_column: str, label_column: str | None) -> "Dataset":
     """Read a table of paths; relative ones are made to start at its folder."""
-    table = read_table(str(path), what, NEEDED_BY)
+    table = read_table(str(path), what, NEEDED_BY, extra="vision")
     check_columns(table, {"image_column": image_column, "label_column": label_column}, place)
     images = table[image_column][:]
     for row, image in enumerate(images):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 
-def read_table(source: str, what: str, needed_by: str) -> "Dataset":
+def read_table(source: str, what: str, needed_by: str, extra: str = "text") -> "Dataset":
     """Read a table.
 
     Args:
@@ -22,6 +22,7 @@ def read_table(source: str, what: str, needed_by: str) -> "Dataset":
             the name of a data set on the hub; ``name:part`` takes a part of it other than ``train``.
         what: What it is for, as messages say it: ``"train_file"``.
         needed_by: The class that reads it, for the message where ``datasets`` is missing.
+        extra: The extra that installs what this class needs.
 
     Returns:
         All its rows.
@@ -30,7 +31,7 @@ def read_table(source: str, what: str, needed_by: str) -> "Dataset":
         FileNotFoundError: If it is neither here nor to be had from the hub.
         ValueError: If it has no rows, or cannot be read as what its name says.
     """
-    datasets = require("datasets", extra="text", needed_by=needed_by)
+    datasets = require("datasets", extra=extra, needed_by=needed_by)
     path = Path(resolve(source)).expanduser()
     if path.is_dir():
         table = _saved(datasets, path, what)

@@ -89,7 +89,12 @@ def test_labels_given_name_the_numbers_of_an_idx_file(tmp_path):
     data = data_of(write_mnist(tmp_path), labels=names, task="multiclass")
     assert data.labels.names == tuple(names)
     assert data.tables["train"]["label"][0] in names
-    assert data_of(write_mnist(tmp_path), labels=[*"9876543210"]).labels.names == tuple("9876543210")
+
+
+def test_labels_given_that_are_the_numbers_themselves_keep_their_meaning(tmp_path):
+    data = data_of(write_mnist(tmp_path), labels=[*"9876543210"], val_size=0, test_size=0)
+    assert data.labels.names == tuple("9876543210")
+    assert [str(label) for label in data.tables["train"]["label"]] == [str(label) for label in digits(60)[1]]
 
 
 def test_predictions_have_no_labels_and_keep_the_order_of_the_folder(tmp_path):
@@ -165,6 +170,17 @@ def test_without_augmentation_training_images_are_those_of_the_evaluation(tmp_pa
         for loader in (data.train_dataloader(), data.val_dataloader())
     )
     assert train == val
+
+
+def test_only_training_images_are_augmented(tmp_path):
+    folder = str(write_class_folders(tmp_path / "digits"))
+    files = {"val_file": folder, "test_file": folder, "predict_file": folder}
+    for part, stage in (("val", "validate"), ("test", "test"), ("predict", "predict")):
+        augmented, plain = (
+            pixels_of(getattr(data_of(folder, stage, augment=augment, **files), f"{part}_dataloader")())
+            for augment in (True, False)
+        )
+        assert torch.equal(augmented, plain)
 
 
 def test_another_fit_takes_the_config_of_its_own_backbone():

@@ -1,0 +1,79 @@
+"""lightning_fit: training as ``lightning-ft fit`` sets it up."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from clock import Clock, Contender
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightning_ft import AtomicCheckpointIO, FineTuner, FineTuningData
+from lightning_ft.checkpoints import BestCheckpoint, LastCheckpoint
+from lightning_ft.metrics_csv import MetricsCSV
+from lightning_ft.run_folder import CHECKPOINTS, new_run_folder
+
+# Lightning makes it the file of rich's one global console, so it must stay open
+NOWHERE = Path(os.devnull).open("w")  # noqa: SIM115
+
+
+class StepClock(Callback):
+    """Tells a clock of the trainer's steps."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """Start the first step."""
+        if batch_idx == 0:
+            self.clock.begin()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,  # noqa: ARG002
+        pl_module: LightningModule,  # noqa: ARG002
+        outputs: Any,  # noqa: ARG002
+        batch: Any,
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        """End a step."""
+        inputs = next(iter(batch.values()))
+        self.clock.count(len(inputs), inputs.numel())
+        self.clock.end_step()
+
+
+def lightning_fit(module: FineTuner, data: FineTuningData, steps: int, folder: Path) -> Contender:
+    """Return a training by Lightning's trainer, with the command's loggers, checkpoints and progress bar.
+
+    The progress bar draws for a terminal, into nothing.
+
+    Args:
+        module: What is trained.
+        data: Its data.
+        steps: Batches to train.
+        folder: Where the run's folder is made.
+    """
+
+    def train(clock: Clock) -> None:
+        run = new_run_folder(folder)
+        best, last = BestCheckpoint(), LastCheckpoint()
+        best.dirpath = last.dirpath = str(run / CHECKPOINTS)
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=1,
+            limit_train_batches=steps,
+            limit_val_batches=1,
+            log_every_n_steps=10,
+            logger=[MetricsCSV(run), TensorBoardLogger(run.parent, name="", version=run.name)],
+            callbacks=[
+                RichProgressBar(console_kwargs={"file": NOWHERE, "force_terminal": True, "width": 120}),
+                best,
+                last,
+                StepClock(clock),
+            ],
+            plugins=[AtomicCheckpointIO()],
+        )
+        trainer.fit(module, datamodule=data)
+
+    return train

@@ -1,0 +1,39 @@
+"""plain_loop: the same training in plain PyTorch."""
+
+from itertools import islice
+from types import SimpleNamespace
+
+from clock import Clock, Contender
+
+from lightning_ft import FineTuner, FineTuningData
+
+
+def plain_loop(module: FineTuner, data: FineTuningData, steps: int) -> Contender:
+    """Return a training by a loop with nothing in it but what trains, over the same batches as ``lightning_fit``.
+
+    Args:
+        module: Where backbone, head, optimizer and schedule are taken from.
+        data: Where the loader is taken from.
+        steps: Batches to train.
+    """
+
+    def train(clock: Clock) -> None:
+        trainer = SimpleNamespace(lightning_module=module, estimated_stepping_batches=steps, strategy=None)
+        data.trainer = module.trainer = trainer  # pyright: ignore[reportAttributeAccessIssue]
+        data.setup("fit")
+        made = module.configure_optimizers()
+        optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
+        module.train()
+        for number, batch in enumerate(islice(data.train_dataloader(), steps)):
+            if number == 0:
+                clock.begin()
+            loss = module.head.loss(module.head(module.backbone(batch)), batch["labels"])
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            inputs = next(iter(batch.values()))
+            clock.count(len(inputs), inputs.numel())
+            clock.end_step()
+
+    return train

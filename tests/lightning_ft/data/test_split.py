@@ -1,0 +1,59 @@
+"""Laws of stratified_split: disjoint parts of the sizes asked for, the shares of the classes kept."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.model_selection import train_test_split
+
+from lightning_ft.data.split import stratified_split
+
+LAWS = settings(max_examples=150, deadline=None, database=None, derandomize=True)
+
+
+@LAWS
+@given(
+    classes=st.lists(st.sampled_from("abc"), min_size=12, max_size=80),
+    stratify=st.booleans(),
+    sizes=st.fixed_dictionaries({"val": st.sampled_from([0, 0.1, 0.25, 3]), "test": st.sampled_from([0, 0.2, 4])}),
+    seed=st.integers(0, 5),
+)
+def test_each_row_is_in_one_part_and_parts_have_their_size(classes, stratify, sizes, seed):
+    parts = stratified_split(len(classes), classes if stratify else None, sizes, seed, "")
+    assert sorted(row for part in parts.values() for row in part) == list(range(len(classes)))
+    for name, size in sizes.items():
+        assert len(parts[name]) == (size if size >= 1 else round(size * len(classes)))
+    assert all(np.all(np.diff(rows) > 0) for rows in parts.values())
+
+
+@pytest.mark.parametrize("test_size", [60, 0.1, 0.37])
+@pytest.mark.parametrize("weights", [[0.5, 0.5], [0.9, 0.08, 0.02]])
+def test_shares_of_classes_are_kept_as_scikit_learn_keeps_them(test_size, weights):
+    draw = np.random.default_rng(0)
+    classes = draw.choice([f"class {number}" for number in range(len(weights))], 600, p=weights).tolist()
+    parts = stratified_split(600, classes, {"test": test_size}, 1, "")
+    theirs = Counter(train_test_split(classes, test_size=test_size, stratify=classes, random_state=0)[1])
+    ours = Counter(classes[row] for row in parts["test"])
+    assert all(abs(ours[name] - count) <= 1 for name, count in theirs.items())
+    assert sum(ours.values()) == sum(theirs.values())
+
+
+def test_rows_in_class_order_are_mixed():
+    classes = ["a"] * 50 + ["b"] * 50
+    for seed in range(5):
+        parts = stratified_split(100, classes, {"val": 10, "test": 10}, seed, "")
+        assert [Counter(classes[row] for row in parts[name]) for name in ("val", "test")] == [{"a": 5, "b": 5}] * 2
+
+
+def test_the_seed_alone_decides():
+    classes = ["a", "b", "b"] * 40
+    choices = [stratified_split(120, classes, {"val": 0.1}, seed, "")["val"].tolist() for seed in (0, 0, 1)]
+    assert choices[0] == choices[1] != choices[2]
+
+
+@pytest.mark.parametrize("sizes", [{"val": 10}, {"val": 6, "test": 4}, {"val": 0.5, "test": 0.5}])
+def test_more_than_there_is_is_refused_with_the_counts(sizes):
+    with pytest.raises(ValueError, match=r"train_file 'a.csv': 10 rows are too few to hold out \d+ for val"):
+        stratified_split(10, None, sizes, 0, "train_file 'a.csv'")
