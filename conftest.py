@@ -11,7 +11,7 @@ import torch
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 
-from docs.console import Console
+from docs.console import Console, write_recipe
 
 REPOSITORY = Path(__file__).parent
 CACHE = tempfile.TemporaryDirectory(prefix="cache-of-pages-")
@@ -52,6 +52,7 @@ pytest_collect_file = Sybil(
     parsers=[
         PythonCodeBlockParser(doctest_optionflags=ELLIPSIS | NORMALIZE_WHITESPACE),
         CodeBlockParser("console", Console(VARIABLES)),
+        CodeBlockParser("yaml", write_recipe),
         SkipParser(),
     ],
     patterns=["README.md", "docs/*.md"],

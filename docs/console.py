@@ -1,4 +1,7 @@
-"""Console blocks: the lines that start with ``$`` are run, and what they print is compared with what stands below."""
+"""Console blocks: the lines that start with ``$`` are run, and what they print is compared with what stands below.
+
+YAML blocks whose first line is a comment with a file's name, ``# mails.yaml``, are written to that file.
+"""
 
 import multiprocessing
 import os
@@ -66,6 +69,13 @@ def commands(block: str) -> Iterator[tuple[str, str]]:
     for part in f"\n{joined}".split(f"\n{PROMPT}")[1:]:
         command, _, output = part.partition("\n")
         yield command, f"{output.rstrip()}\n"
+
+
+def write_recipe(example: Example) -> None:
+    """Write a YAML block to the file that its first line names."""
+    name = example.parsed.partition("\n")[0].removeprefix("# ")
+    if name.endswith(".yaml") and " " not in name:
+        Path(name).write_text(example.parsed, encoding="utf-8")
 
 
 def _command(arguments: list[str], variables: Mapping[str, str], folder: str, output: str) -> None:

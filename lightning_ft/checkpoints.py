@@ -61,7 +61,8 @@ class LastCheckpoint(Checkpoint):
         """Agree on the folder over all ranks: the one given, else ``checkpoints`` in the logger's."""
         if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
-        own = self.dirpath or os.path.join(trainer.log_dir or trainer.default_root_dir, "checkpoints")  # noqa: PTH118
+        logged = trainer.log_dir or trainer.default_root_dir  # asks all ranks, so all ranks must ask
+        own = self.dirpath or os.path.join(logged, "checkpoints")  # noqa: PTH118 - may be an address
         self.dirpath = trainer.strategy.broadcast(own)
 
     def on_train_batch_end(

@@ -190,7 +190,8 @@ class FineTuner(LightningModule):
         """Take the label names and RNG states.
 
         Raises:
-            ValueError: If the checkpoint is of another model, with the first tensor that differs.
+            ValueError: If the checkpoint is of another model, with the first tensor that differs; or if a run is
+                resumed with another lr or weight_decay, which its optimizer would not take.
         """
         _check_same_model(self.state_dict(), checkpoint["state_dict"])
         names = checkpoint.get("label_names")
@@ -198,6 +199,12 @@ class FineTuner(LightningModule):
         states = checkpoint.get("rng", [])
         trainer = self._trainer
         if trainer is not None and trainer.state.fn == "fit":
+            for key, ours in (("lr", self.lr), ("weight_decay", self.weight_decay)):
+                if (theirs := checkpoint.get("hyper_parameters", {}).get(key, ours)) != ours:
+                    raise ValueError(
+                        f"{key}={ours} would have no effect: the resumed run goes on with {theirs}; for another start "
+                        "a new run from its backbone"
+                    )
             if len(states) == trainer.world_size:
                 self._resumed_rng = states[trainer.global_rank]
             else:

@@ -89,7 +89,12 @@ def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rules = ByteLevelBPETokenizer()
     rules.train_from_iterator([text for text, _ in review_rows(200)], vocab_size=400, special_tokens=[end])
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=rules._tokenizer, bos_token=end, eos_token=end, unk_token=end, model_max_length=64
+        tokenizer_object=rules._tokenizer,
+        bos_token=end,
+        eos_token=end,
+        unk_token=end,
+        model_max_length=64,
+        model_input_names=["input_ids", "attention_mask"],
     )
     config = GPT2Config(
         vocab_size=len(tokenizer),

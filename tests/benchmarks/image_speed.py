@@ -62,7 +62,7 @@ def image_contenders(
     # a checkpoint does not say it, and timm's own configuration has the mean and deviation of other weights
     model.pretrained_cfg = model.default_cfg = modules[0].backbone.model.pretrained_cfg
     return {
-        "lightning-ft": lightning_fit(modules[0], data[0], steps, folder),
+        "lightning-ft": lightning_fit(modules[0], data[0], steps, folder, accelerator="cpu"),
         "plain loop": plain_loop(modules[1], data[1], steps),
         "timm loop": timm_loop(
             model,

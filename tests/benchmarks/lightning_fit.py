@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from clock import Clock, Contender
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lightning_ft import AtomicCheckpointIO, FineTuner, FineTuningData
+from lightning_ft import AtomicCheckpointIO, FineTuner
 from lightning_ft.checkpoints import BestCheckpoint, LastCheckpoint
 from lightning_ft.metrics_csv import MetricsCSV
 from lightning_ft.run_folder import CHECKPOINTS, new_run_folder
@@ -43,7 +43,9 @@ class StepClock(Callback):
         self.clock.end_step()
 
 
-def lightning_fit(module: FineTuner, data: FineTuningData, steps: int, folder: Path) -> Contender:
+def lightning_fit(
+    module: FineTuner, data: LightningDataModule, steps: int, folder: Path, **options: Any
+) -> Contender:
     """Return a training by Lightning's trainer, with the command's loggers, checkpoints and progress bar.
 
     The progress bar draws for a terminal, into nothing.
@@ -53,26 +55,23 @@ def lightning_fit(module: FineTuner, data: FineTuningData, steps: int, folder: P
         data: Its data.
         steps: Batches to train.
         folder: Where the run's folder is made.
+        options: Other arguments of the trainer.
     """
 
     def train(clock: Clock) -> None:
         run = new_run_folder(folder)
         best, last = BestCheckpoint(), LastCheckpoint()
         best.dirpath = last.dirpath = str(run / CHECKPOINTS)
+        bar = RichProgressBar(console_kwargs={"file": NOWHERE, "force_terminal": True, "width": 120})
         trainer = Trainer(
-            accelerator="cpu",
             max_epochs=1,
             limit_train_batches=steps,
             limit_val_batches=1,
             log_every_n_steps=10,
             logger=[MetricsCSV(run), TensorBoardLogger(run.parent, name="", version=run.name)],
-            callbacks=[
-                RichProgressBar(console_kwargs={"file": NOWHERE, "force_terminal": True, "width": 120}),
-                best,
-                last,
-                StepClock(clock),
-            ],
+            callbacks=[bar, best, last, StepClock(clock)],
             plugins=[AtomicCheckpointIO()],
+            **options,
         )
         trainer.fit(module, datamodule=data)
 

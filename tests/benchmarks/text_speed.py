@@ -62,7 +62,7 @@ def text_contenders(seed: int, *, steps: int, batch_size: int, folder: Path) -> 
         for grouped in (False, True)
     ]
     return {
-        "lightning-ft": lightning_fit(modules[0], data[0], steps, folder),
+        "lightning-ft": lightning_fit(modules[0], data[0], steps, folder, accelerator="cpu"),
         "plain loop": plain_loop(modules[1], data[1], steps),
         "HF Trainer": hf[0],
         "HF Trainer, grouped": hf[1],

@@ -121,10 +121,10 @@ def measure_rounds(comparison: Comparison, contenders: Any, options: argparse.Na
 
 def measure_gpu(options: argparse.Namespace, folder: Path) -> Any:
     """Measure training of a BERT base on a GPU."""
-    from gpu_speed import measure
+    from gpu_speed import measure_gpu_speed
 
     with silence():
-        return measure(options.rounds, options.steps, folder)
+        return measure_gpu_speed(options.rounds, options.steps, folder)
 
 
 def measure_help(options: argparse.Namespace, folder: Path) -> Startup:  # noqa: ARG001

@@ -164,14 +164,27 @@ def test_a_finished_run_goes_on_in_its_folder_with_its_own_config(run: Path, tmp
     assert epochs == ["0", "1", "2"]
 
 
-def test_a_resumed_run_that_was_moved_keeps_its_best_checkpoint(run: Path, tmp_path: Path) -> None:
-    shutil.copytree(run, tmp_path / "run")
-    best = (tmp_path / "run" / "checkpoints" / "best.ckpt").read_bytes()
-    # a rate that can only make it worse
-    options = ["--trainer.max_epochs", "4", "--model.lr", "10.0", "--model.lr_schedule", "constant"]
+def test_a_resumed_run_that_was_moved_knows_its_best_score(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    text = (copy / "metrics.csv").read_text()
     root = ["--trainer.default_root_dir", str(tmp_path)]
+    # nothing is trained, so that the best score can only be the one of the run before
+    options = ["--trainer.max_epochs", "3", "--trainer.limit_val_batches", "0"]
     assert main(["fit", "--ckpt_path", "last", *root, *options, *QUIET]) == 0
-    assert (tmp_path / "run" / "checkpoints" / "best.ckpt").read_bytes() == best
+    callbacks = torch.load(copy / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    (state,) = [state for name, state in callbacks.items() if name.startswith("BestCheckpoint")]
+    losses = [float(row["val/loss"]) for row in csv.DictReader(text.splitlines()) if row["val/loss"]]
+    assert state["best_model_score"].item() == pytest.approx(min(losses))
+    assert state["best_model_path"] == str(copy / "checkpoints" / "best.ckpt")
+
+
+def test_a_rate_that_a_resumed_run_would_not_train_with_is_refused(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    options = ["--trainer.default_root_dir", str(tmp_path), "--model.lr", "0.5"]
+    assert main(["fit", "--ckpt_path", "last", *options, *QUIET]) == 2
+    assert "lr=0.5 would have no effect: the resumed run goes on with 0.01" in capsys.readouterr().err
 
 
 def test_a_recipes_own_callbacks_do_not_drop_the_checkpoints(recipe: Path, tmp_path: Path) -> None:
