@@ -7,7 +7,11 @@ INSTALLED := .venv/installed
 demo: $(INSTALLED)
 	$(BIN)/lightning-ft fit --config recipes/sentiment.yaml
 	$(BIN)/lightning-ft test --run last
-	@cat recipes/own_data.txt
+	@echo
+	@echo 'The same on your own CSV with the columns "text" and "label":'
+	@echo '  $(BIN)/lightning-ft fit --config recipes/sentiment.yaml --data.train_file your.csv --data.where null'
+	@echo '  $(BIN)/lightning-ft test --run last'
+	@echo '  $(BIN)/lightning-ft predict --run last --data.predict_file new.csv'
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -18,6 +18,7 @@ from sybil import Example
 PROMPT = "$ "
 SHELL_ONLY = set("|&;<>$*?`(){}")
 ERROR = "lightning-ft: "
+TIMEOUT = 300  # seconds
 
 # The command's imports take longer than most of what the pages show. So one process imports them for all command lines,
 # and each line runs in a fork of it.
@@ -51,13 +52,16 @@ class Console:
         words = shlex.split(command)
         if words[0] != "lightning-ft" or SHELL_ONLY & set(command):
             line = ["bash", "-c", command]
-            done = subprocess.run(line, env=self.variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            done = subprocess.run(
+                line, env=self.variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=TIMEOUT
+            )
             return done.returncode, done.stdout
         with tempfile.NamedTemporaryFile() as output:
             process = FORKS.Process(target=_command, args=(words[1:], self.variables, str(Path.cwd()), output.name))
             process.start()
-            process.join()
-            return process.exitcode or 0, Path(output.name).read_text(encoding="utf-8")
+            process.join(TIMEOUT)
+            process.kill()
+            return 0 if process.exitcode == 0 else process.exitcode or 1, Path(output.name).read_text(encoding="utf-8")
 
 
 def commands(block: str) -> Iterator[tuple[str, str]]:

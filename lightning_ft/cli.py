@@ -52,7 +52,7 @@ class Command(LightningCLI):
     def __init__(self, arguments: Sequence[str]) -> None:
         Parser.arguments = arguments
         self.run_folder: Path | None = None
-        self.checkpoint: dict[str, Any] | None = None
+        self.last_step: int | None = None
         super().__init__(
             FineTuner,
             LightningDataModule,
@@ -96,9 +96,13 @@ class Command(LightningCLI):
         config = self._config
         move_optimizer(config)
         if config.get("ckpt_path"):
-            self.checkpoint = load_checkpoint(config.ckpt_path)
-            if self.subcommand != "fit":
-                rebuild_from(config, self.checkpoint)
+            checkpoint = load_checkpoint(config.ckpt_path)
+            if self.subcommand == "fit":
+                self.last_step = steps_logged(checkpoint)
+            else:
+                rebuild_from(config, checkpoint)
+        elif self.subcommand != "fit":
+            raise ValueError(f"{self.subcommand} needs a trained model: give --run RUN_FOLDER or --ckpt_path FILE")
         data = build_data(config.data)
         labels = getattr(data, "labels", None)
         if labels is not None:
@@ -122,7 +126,9 @@ class Command(LightningCLI):
             self.run_folder = self._run_folder(Path(config.default_root_dir))
         self.save_config_kwargs = {"folder": self.run_folder}
         if config.logger in (None, True):
-            config.logger = self._loggers(self.run_folder) if self.run_folder else False
+            # other ranks have loggers too, which write nothing: callbacks ask for them on all ranks
+            folder = self.run_folder or Path(config.default_root_dir) / f"rank_{_rank()}"
+            config.logger = self._loggers(folder) if writes else False
         plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, AtomicCheckpointIO()]
@@ -149,18 +155,16 @@ class Command(LightningCLI):
         return resumed or new_run_folder(root)
 
     def _loggers(self, folder: Path) -> list[Logger]:
-        step = None if self.checkpoint is None else steps_logged(self.checkpoint)
-        board = TensorBoardLogger(
-            folder.parent, name="", version=folder.name, purge_step=None if step is None else step + 1
-        )
-        return [MetricsCSV(folder, step), board]
+        next_step = None if self.last_step is None else self.last_step + 1
+        board = TensorBoardLogger(folder.parent, name="", version=folder.name, purge_step=next_step)
+        return [MetricsCSV(folder, self.last_step), board]
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the command; a new run's folder goes where the run failed before it trained."""
         try:
             super()._run_subcommand(subcommand)
         except BaseException:
-            if self.run_folder is not None and self.checkpoint is None:
+            if self.run_folder is not None and self.last_step is None:
                 discard_unused(self.run_folder)
             raise
 
@@ -174,9 +178,10 @@ class Command(LightningCLI):
         self.before_fit()
 
     def after_test(self) -> None:
-        """Print each metric on a line of its own, and the confusion matrix."""
+        """Print each metric on a line of its own, the confusion matrix, and the run's folder."""
         if _rank() == 0:
             print_results(self.trainer, self.model)
+            print(f"run folder: {run_folder_of(self._config.ckpt_path) or 'none'}")
 
     def after_predict(self) -> None:
         """Say where the predictions are."""

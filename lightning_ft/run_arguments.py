@@ -25,25 +25,19 @@ def expand(arguments: Sequence[str]) -> list[str]:
         return list(arguments)
     command, *rest = arguments
     root = _value(rest, "--trainer.default_root_dir") or _root_in_config(_value(rest, "--config", "-c")) or RUNS
-    run = _value(rest, "--run")
+    run, given = _value(rest, "--run"), _value(rest, "--ckpt_path")
     if run is not None:
-        rest = _without(rest, "--run")
-        checkpoint = newest_checkpoint(root) if run == "last" else best_checkpoint(run)
-        folder = run_folder_of(checkpoint) if run == "last" else Path(run)
+        folder = run_folder_of(newest_checkpoint(root)) if run == "last" else Path(run)
         assert folder is not None
-        if run == "last":
-            checkpoint = best_checkpoint(folder)
-        if _value(rest, "--ckpt_path") is None:
-            rest = [*rest, "--ckpt_path", str(checkpoint)]
-        return [command, *_config_of(folder), *rest]
-    checkpoint = _value(rest, "--ckpt_path")
-    if checkpoint == "last":
-        checkpoint = str(newest_checkpoint(root))
-        rest = [*_without(rest, "--ckpt_path"), "--ckpt_path", checkpoint]
-    if checkpoint is not None and _value(rest, "--config", "-c") is None:
+        checkpoint = given or str(best_checkpoint(folder))
+    elif given is not None:
+        checkpoint = str(newest_checkpoint(root)) if given == "last" else given
         folder = run_folder_of(checkpoint)
-        return [command, *(_config_of(folder) if folder is not None else []), *rest]
-    return [command, *rest]
+    else:
+        return list(arguments)
+    brings_config = folder is not None and (run is not None or _value(rest, "--config", "-c") is None)
+    rest = _without(_without(rest, "--run"), "--ckpt_path")
+    return [command, *(_config_of(folder) if brings_config and folder else []), *rest, "--ckpt_path", checkpoint]
 
 
 def _config_of(run: Path) -> list[str]:

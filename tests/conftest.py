@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 QUIET = {
     "--trainer.accelerator": "cpu",
@@ -43,13 +44,18 @@ class Result(NamedTuple):
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep away from the network, and keep what libraries cache in a folder of this test run."""
+    """Keep away from the network, keep what libraries cache in a folder of this run, and compute on one core.
+
+    The models are so small that several threads would wait for one another more than they would compute.
+    """
     config.stash[CACHE] = tempfile.mkdtemp(prefix="lightning-ft-tests-")
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["HF_DATASETS_CACHE"] = f"{config.stash[CACHE]}/datasets"
     os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -63,7 +69,6 @@ CACHE = pytest.StashKey[str]()
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a two-layer BERT with random weights and the real tokenizer of MiniLM."""
-    import torch
     from transformers import AutoConfig, AutoTokenizer, BertModel
 
     from lightning_ft.resources import resolve
@@ -81,7 +86,6 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a two-layer GPT-2 with random weights for 64 tokens, whose tokenizer has no pad token."""
-    import torch
     from tokenizers import ByteLevelBPETokenizer
     from transformers import GPT2Config, GPT2Model, PreTrainedTokenizerFast
 
@@ -162,8 +166,6 @@ def command(
 
     What it changes for the whole process, the environment's seed and torch's random state, is put back.
     """
-    import torch
-
     from lightning_ft.__main__ import main
 
     monkeypatch.chdir(tmp_path)

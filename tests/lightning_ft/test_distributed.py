@@ -94,6 +94,8 @@ def test_two_ranks_resumed_in_mid_epoch_end_bitwise_equal(still_bert: Path, tabl
         *("--trainer.callbacks+", "ModelCheckpoint", "--trainer.callbacks.filename", "step-{step}"),
         *("--trainer.callbacks.every_n_train_steps", "2", "--trainer.callbacks.save_top_k", "-1"),
         *("--trainer.callbacks.auto_insert_metric_name", "false"),
+        # it needs a logger on every rank
+        *("--trainer.callbacks+", "LearningRateMonitor"),
     ]
     whole = fit(tmp_path / "whole", still_bert, table, 2, *keep)
     moment = tmp_path / "stopped" / "run" / "checkpoints"
