@@ -21,6 +21,7 @@ VARIABLES = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_CACHE": f"{CACHE.name}/datasets",
     "LIGHTNING_FT_CACHE": f"{CACHE.name}/lightning_ft",
+    "CUDA_VISIBLE_DEVICES": "",
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "COLUMNS": "100",
@@ -28,7 +29,7 @@ VARIABLES = {
 
 
 def enter_page(namespace: dict[str, Any]) -> None:
-    """Give a page a folder with nothing but the recipes in it, one thread, and the variables of its commands."""
+    """Give a page a folder with the recipes in it, one thread of the CPU, and the variables of its commands."""
     folder = tempfile.TemporaryDirectory(prefix="page-")
     (Path(folder.name) / "recipes").symlink_to(REPOSITORY / "recipes")
     namespace["__name__"] = "page"

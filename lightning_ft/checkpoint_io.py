@@ -92,7 +92,7 @@ def load_tensors(file: Path) -> dict[str, Any]:
         raise ValueError(
             f"{str(file)!r} holds more than tensors and plain data; loading it could run code, so it is refused"
         ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+    except (RuntimeError, OSError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
         raise ValueError(f"{str(file)!r} is cut short or no torch file") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{str(file)!r} holds a {type(content).__name__}, not a mapping from names to tensors")

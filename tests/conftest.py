@@ -228,6 +228,25 @@ def _log_to_stderr() -> Iterator[None]:
             logger.handlers, logger.propagate = handlers, propagate
 
 
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ask a model hub whose name never resolves (RFC 2606), without a proxy that might."""
+    from lightning_ft import hub
+
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
+    asked = [answer for answer in vars(hub).values() if hasattr(answer, "cache_clear")]
+    for answer in asked:
+        answer.cache_clear()
+    yield
+    for answer in asked:
+        answer.cache_clear()
+
+
 def _line(arguments: Iterable[object], quiet: bool) -> list[str]:
     """Return a command line, with the quiet options where it names a command and does not set them itself."""
     line = [str(argument) for argument in arguments]

@@ -10,6 +10,7 @@ from lightning_ft.backbones.base import Backbone
 from lightning_ft.checkpoint_io import backbone_of, load_checkpoint, load_tensors
 from lightning_ft.extras import require
 from lightning_ft.features import FeatureInfo, MapFeatures
+from lightning_ft.hub import hub_answers, hub_host, in_hub_cache
 from lightning_ft.resources import existing, resolve
 from lightning_ft.run_folder import checkpoint_of
 
@@ -65,6 +66,8 @@ class TimmBackbone(Backbone):
             raise ValueError(f"timm has no model {name!r}" + (f"; did you mean {hint[0]!r}?" if hint else ""))
         self.name = name
         run = None if checkpoint is None else checkpoint_of(resolve(checkpoint))
+        if pretrained and checkpoint is None:
+            _look_up(timm, name)
         try:
             self.model = timm.create_model(name, pretrained=pretrained and checkpoint is None, **options)
         except (OSError, RuntimeError) as error:
@@ -82,9 +85,16 @@ class TimmBackbone(Backbone):
             self.model.prune_intermediate_layers(self._levels, prune_norm=True, prune_head=True)
         if run is not None:
             description, weights = backbone_of(load_checkpoint(run), run)
-            if description.get("name") != name:
+            if "name" not in description:
+                raise ValueError(f"{str(run)!r} holds no TimmBackbone")
+            if description["name"] != name:
                 raise ValueError(f"{str(run)!r} holds a backbone {description.get('name')!r}, not {name!r}")
-            self.load_state_dict(weights)
+            if missing := sorted(self.state_dict().keys() - weights.keys()):
+                raise ValueError(
+                    f"{str(run)!r} holds a pyramid of {name!r}, which lacks {missing[0]!r} of a pooled one"
+                )
+            # a pyramid of a pooled run leaves its last layers out
+            self.load_state_dict(weights, strict=False)
             self.data_config = description["data_config"]
         if gradient_checkpointing:
             self.model.set_grad_checkpointing(True)
@@ -140,7 +150,12 @@ def load_named_or_ordered(model: nn.Module, file: Path) -> None:
     ours = model.state_dict()
     classifier = tuple(f"{name}." for name in _classifier_names(model))
     trunk = {name: value for name, value in ours.items() if not name.startswith(classifier)}
-    if trunk.keys() <= theirs.keys() and all(theirs[name].shape == value.shape for name, value in trunk.items()):
+    strange = [name for name in theirs if name not in ours and not name.startswith(classifier)]
+    if (
+        not strange
+        and trunk.keys() <= theirs.keys()
+        and all(theirs[name].shape == value.shape for name, value in trunk.items())
+    ):
         model.load_state_dict({name: theirs[name] for name in trunk}, strict=False)
         return
     for expected in (ours, trunk):
@@ -156,6 +171,18 @@ def load_named_or_ordered(model: nn.Module, file: Path) -> None:
                 f"{where}; the first that differs is {other!r} {tuple(b.shape)} for {name!r} {tuple(a.shape)}"
             )
     raise ValueError(f"{where}, and their names differ")
+
+
+def _look_up(timm: Any, name: str) -> None:
+    """Tell at once where pretrained weights cannot be had, instead of after half a minute of retries."""
+    source = timm.models.get_pretrained_cfg_value(name, "hf_hub_id") if ":" not in name else name.partition(":")[2]
+    files = ("model.safetensors", "pytorch_model.bin")
+    if hub_answers() or (source and in_hub_cache(source, *files)):
+        return
+    raise FileNotFoundError(
+        f"cannot load timm's weights of {name!r}: the model hub {hub_host()} cannot be reached; set pretrained: false, "
+        "or give a checkpoint"
+    )
 
 
 def _classifier_names(model: nn.Module) -> tuple[str, ...]:

@@ -2,25 +2,26 @@
 
 import inspect
 import os
-import socket
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lightning_ft.backbones.base import Backbone
 from lightning_ft.checkpoint_io import backbone_of, load_checkpoint
 from lightning_ft.extras import require
 from lightning_ft.features import FeatureInfo, Features, MapFeatures, TokenFeatures
+from lightning_ft.hub import hub_answers, hub_host, in_hub_cache
 from lightning_ft.resources import nearest_path, resolve
 from lightning_ft.run_folder import checkpoint_of
+from lightning_ft.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -74,18 +75,23 @@ class TransformersBackbone(Backbone):
                 for file, content in description["files"].items():
                     (Path(folder) / Path(file).name).write_bytes(content.numpy().tobytes())
                 config = transformers.AutoConfig.from_pretrained(folder)
-                self.tokenizer, self.data_config = _preprocessing(transformers, folder, config)
-            self.model = _model(transformers, config, None, options)
+                self.tokenizer, _ = _preprocessing(transformers, folder, config)
+            self.data_config = description["data_config"]
+            self.model = _model(transformers, config, None, options, {})
             self.load_state_dict(weights)
         else:
             local = _look_up(source, name)
             try:
                 config = transformers.AutoConfig.from_pretrained(source, **local)
-                self.model = _model(transformers, config, source if pretrained else None, options | local)
+                self.model = _model(transformers, config, source if pretrained else None, options, local)
                 self.tokenizer, self.data_config = _preprocessing(transformers, source, config, **local)
-            except OSError as error:
-                reason = str(error).splitlines()[0]
-                raise FileNotFoundError(f"cannot load the backbone {name!r}: {reason}") from error
+            except UnpicklingError as error:
+                raise ValueError(
+                    f"cannot load the backbone {name!r}: its weights hold more than tensors, which could run code"
+                ) from error
+            except (OSError, ValueError, SafetensorError) as error:
+                kind = FileNotFoundError if isinstance(error, OSError) else ValueError
+                raise kind(f"cannot load the backbone {name!r}: {str(error).splitlines()[0]}") from error
         if gradient_checkpointing:
             # the other kind, reentrant, loses gradients where its input needs none: above a frozen part
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -140,10 +146,16 @@ class TransformersBackbone(Backbone):
         return FeatureInfo(last.shape[1], "maps", (last.shape[1],), (size[-1] // last.shape[-1],))
 
 
-def _model(transformers: Any, config: "PretrainedConfig", source: str | None, options: dict[str, Any]) -> nn.Module:
+def _model(
+    transformers: Any,
+    config: "PretrainedConfig",
+    source: str | None,
+    options: dict[str, Any],
+    local: dict[str, Any],
+) -> nn.Module:
     """Load a model, or make one of its config where there is no source; without the pooler, which no head reads."""
     try:
-        classes = transformers.AutoModel._model_mapping[type(config)]
+        classes = transformers.MODEL_MAPPING[type(config)]
     except KeyError:
         raise ValueError(f"transformers has no AutoModel for {type(config).__name__}") from None
     model_class = classes[0] if isinstance(classes, tuple) else classes
@@ -158,7 +170,7 @@ def _model(transformers: Any, config: "PretrainedConfig", source: str | None, op
             model = transformers.AutoModel.from_config(config, **options)
         else:
             model, info = transformers.AutoModel.from_pretrained(
-                source, config=config, dtype=torch.float32, output_loading_info=True, **options
+                source, config=config, dtype=torch.float32, output_loading_info=True, **options, **local
             )
             if missing := sorted(info["missing_keys"]):
                 rank_zero_info(
@@ -172,11 +184,7 @@ def _model(transformers: Any, config: "PretrainedConfig", source: str | None, op
 def _preprocessing(transformers: Any, source: str, config: "PretrainedConfig", **local: Any) -> tuple[Any, Any]:
     """Return a text model's tokenizer and None, or None and a vision model's image size, mean and std."""
     if type(config) not in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **local)
-        if tokenizer.pad_token is None:
-            # GPT-2 and its kin have none; the mask keeps these positions out of everything
-            tokenizer.pad_token = tokenizer.eos_token
-        return tokenizer, None
+        return load_tokenizer(source, "TransformersBackbone", **local), None
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(source, **local).to_dict()
     except OSError:
@@ -211,22 +219,11 @@ def _look_up(source: str, name: str) -> dict[str, Any]:
         return {"local_files_only": True}
     if source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).exists():
         raise FileNotFoundError(f"no backbone {name!r}: no such folder{nearest_path(Path(source).absolute())}")
-    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname or ""
-    if getproxies() or os.environ.get("HF_HUB_OFFLINE") or _resolves(host):
+    if hub_answers() or os.environ.get("HF_HUB_OFFLINE"):
         return {}
-    from huggingface_hub import try_to_load_from_cache
-
-    if isinstance(try_to_load_from_cache(source, "config.json"), str):
+    if in_hub_cache(source, "config.json"):
         return {"local_files_only": True}
     raise FileNotFoundError(
         f"no backbone {name!r}: there is no such folder here{nearest_path(Path(source).absolute())}, and the model hub "
-        f"{host} cannot be reached; give a local folder or package://name/path"
+        f"{hub_host()} cannot be reached; give a local folder or package://name/path"
     )
-
-
-def _resolves(host: str) -> bool:
-    try:
-        socket.getaddrinfo(host, 443)
-    except OSError:
-        return False
-    return True

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
-from lightning_ft.data.labels import Labels, Task, is_missing
+from lightning_ft.data.labels import Labels, Task, is_missing, task_of
 from lightning_ft.data.sampler import EpochSampler
 from lightning_ft.data.split import stratified_split
 
@@ -107,9 +107,9 @@ class FineTuningData(LightningDataModule, ABC):
             ValueError: If the training data has one class only.
         """
         if self.label_names is not None:
-            return Labels(self.task or "multiclass", self.label_names)
-        if self.task == "regression":
-            return Labels("regression")
+            known = self.files["train"] is not None and self.task is None
+            task = task_of(self.tables["train"][self.label_column]) if known else self.task
+            return Labels(task or "multiclass", self.label_names)
         return Labels.of(self.tables["train"][self.label_column], self.task, self.place("train"))
 
     @cached_property
@@ -120,13 +120,14 @@ class FineTuningData(LightningDataModule, ABC):
             ValueError: If nothing is left to train on.
         """
         if self.files["train"] is None:
-            raise ValueError(f"{type(self).__name__} needs a training file")
+            raise ValueError(f"{type(self).__name__} needs train_file, or a checkpoint that knows the labels")
         table = self._labelled("train")
         tables: dict[Part, Dataset] = {}
         parts: tuple[Part, ...] = ("val", "test")
         sizes = {part: self.split_sizes[part] for part in parts if self.files[part] is None}
         values = table[self.label_column]
-        classes = None if self._is_continuous(values) else [str(value) for value in values]
+        one_class_each = (self.task or task_of(values)) == "multiclass"
+        classes = [str(value) for value in values] if one_class_each else None
         rows = stratified_split(len(table), classes, sizes, self.split_seed, self.place("train"))
         for part, indices in rows.items():
             tables[cast("Part", part)] = table.select(indices)
@@ -136,12 +137,8 @@ class FineTuningData(LightningDataModule, ABC):
         """Read, check and encode the parts of a stage: ``fit``, ``validate``, ``test`` or ``predict``."""
         self._resumed_at = (0, 0)
         for part in PARTS_OF_STAGE[stage]:
-            if part not in self._samples:
-                table = self.read(part) if part == "predict" else self.table(part)
-                targets = None
-                if part != "predict":
-                    targets = self.labels.encode(table[self.label_column], self.place(part))
-                self._samples[part] = self.samples(part, table, targets)
+            # made anew each time: another fit can be of another backbone
+            self._samples[part] = self._prepared(part)
 
     def table(self, part: Part) -> "Dataset":
         """Return the labelled rows of a part; its own file is read alone, so that a test needs no training file."""
@@ -203,6 +200,14 @@ class FineTuningData(LightningDataModule, ABC):
         source = part if self.files[part] is not None else "train"
         return f"{source}_file {self.files[source]!r}"
 
+    def _prepared(self, part: Part) -> Any:
+        if part == "predict":
+            return self.samples(part, self.read(part), None)
+        table = self.table(part)
+        if not len(table):
+            return []  # nothing was to be held out
+        return self.samples(part, table, self.labels.encode(table[self.label_column], self.place(part)))
+
     def _position(self) -> tuple[int, int]:
         """Return the epoch and the batch that a run resumed from a checkpoint saved now begins with.
 
@@ -230,9 +235,6 @@ class FineTuningData(LightningDataModule, ABC):
             raise ValueError(f"{self.place(part)}: no rows to use")
         return table
 
-    def _is_continuous(self, values: Sequence[Any]) -> bool:
-        return self.task in ("regression", "multilabel") or any(isinstance(value, float | list) for value in values)
-
     def _loader(self, part: Part, epoch: int = 0, start_batch: int = 0) -> DataLoader:
         samples = self._samples[part]
         strategy = None if self.trainer is None else self.trainer.strategy
@@ -240,7 +242,7 @@ class FineTuningData(LightningDataModule, ABC):
         sampler = EpochSampler(
             len(samples),
             batch_size=self.batch_size,
-            lengths=None if part == "predict" else self.lengths(samples),
+            lengths=None if part == "predict" or not len(samples) else self.lengths(samples),
             shuffle=part == "train",
             seed=self.seed,
             epoch=epoch,

@@ -125,9 +125,6 @@ class ImageClassificationData(FineTuningData):
             augment = part == "train" and self.augment
             self._transforms[part] = image_transform(config, image_size=self.image_size, augment=augment)
         super().setup(stage)
-        # another fit can be of another backbone
-        for part in PARTS_OF_STAGE[stage]:
-            self._samples[part].transform = self._transforms[part]
 
     def read(self, part: Part) -> "Dataset":
         """Return the rows of a part's file whose images can be read: ``image``, the label, and other columns."""

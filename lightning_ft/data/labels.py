@@ -34,7 +34,7 @@ class Labels:
         Raises:
             ValueError: If there is one class only, or a value is no number in a regression.
         """
-        task = task or _task_of(values)
+        task = task or task_of(values)
         if task == "regression":
             labels = cls(task)
             labels.encode(values, where)
@@ -92,7 +92,8 @@ def is_missing(value: Any) -> bool:
     return value is None or value == "" or (isinstance(value, float) and value != value)
 
 
-def _task_of(values: Sequence[Any]) -> Task:
+def task_of(values: Sequence[Any]) -> Task:
+    """Return the task as labels look: lists for multilabel, numbers that are not whole for regression."""
     if any(isinstance(value, list | tuple) for value in values):
         return "multilabel"
     if any(isinstance(value, float) and not value.is_integer() for value in values):

@@ -103,6 +103,8 @@ def _file(datasets: Any, path: Path, what: str) -> "Dataset":
         files = str(path).replace("[", "[[]").replace("*", "[*]").replace("?", "[?]")
         return datasets.load_dataset(kind, data_files={"train": files}, split="train", **options)
     except Exception as error:
+        if "corresponds to no data" in str(error):
+            raise ValueError(f"{what} {str(path)!r} has no rows") from error
         # datasets wraps the reader's error in one of its own that names no file
         cause = error.__cause__ or error
         raise ValueError(f"{what} {str(path)!r} cannot be read as {kind}: {str(cause).splitlines()[0]}") from error
@@ -111,6 +113,8 @@ def _file(datasets: Any, path: Path, what: str) -> "Dataset":
 def _saved(datasets: Any, path: Path, what: str) -> "Dataset":
     try:
         table = datasets.load_from_disk(str(path))
+    except IndexError as error:  # its way to say that there is none
+        raise ValueError(f"{what} {str(path)!r} has no rows") from error
     except FileNotFoundError as error:
         raise ValueError(f"{what} {str(path)!r} is a folder, but none that the datasets library saved") from error
     if isinstance(table, dict):

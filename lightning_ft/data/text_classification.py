@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from lightning_ft.data.labels import Task, is_missing
 from lightning_ft.data.tables import check_columns, filtered, read_table
 from lightning_ft.extras import require
 from lightning_ft.resources import resolve
+from lightning_ft.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -160,9 +162,8 @@ class TextClassificationData(FineTuningData):
         Raises:
             ValueError: If there is neither.
         """
-        if isinstance(self.tokenizer, str):
-            transformers = require("transformers", extra="text", needed_by=type(self).__name__)
-            self.tokenizer = transformers.AutoTokenizer.from_pretrained(resolve(self.tokenizer))
+        if isinstance(self.tokenizer, str | Path):
+            self.tokenizer = load_tokenizer(resolve(self.tokenizer), type(self).__name__)
         tokenizer = self.tokenizer or getattr(self._backbone(), "tokenizer", None)
         if tokenizer is None:
             raise ValueError(

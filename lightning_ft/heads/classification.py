@@ -53,6 +53,8 @@ class ClassificationHead(Head):
     ) -> None:
         super().__init__()
         name = type(self).__name__
+        if task not in (None, "multiclass", "multilabel", "regression"):
+            raise ValueError(f"{name}: expected task to be multiclass, multilabel or regression, but got {task!r}")
         self.task = task or "multiclass"
         if self.task == "regression":
             num_classes = num_classes or 1
@@ -60,8 +62,9 @@ class ClassificationHead(Head):
                 raise ValueError(f"{name}: class_weights and label_smoothing have no effect in a regression")
         if num_classes is None:
             raise ValueError(f"{name} needs num_classes, as in partial({name}, num_classes=2)")
-        if num_classes < (2 if self.task == "multiclass" else 1):
-            raise ValueError(f"{name}: expected num_classes to be at least 2, but got {num_classes}")
+        least = 2 if self.task == "multiclass" else 1
+        if num_classes < least:
+            raise ValueError(f"{name}: expected num_classes to be at least {least}, but got {num_classes}")
         if class_weights is not None and len(class_weights) != num_classes:
             raise ValueError(f"{name}: {len(class_weights)} class_weights for {num_classes} classes")
         if not 0 <= label_smoothing < 1:

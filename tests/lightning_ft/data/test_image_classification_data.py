@@ -300,7 +300,7 @@ def test_ranks_find_the_outcome_of_the_check_and_all_tell_of_an_error(tmp_path):
         ({"train_file": "nowhere"}, FileNotFoundError, "train_file: no such file or folder"),
         ({"train_file": DIGITS, "val_file": "nowhere.csv"}, FileNotFoundError, "val_file: no such file or folder"),
         ({"train_file": "package://sklearn/nowhere"}, FileNotFoundError, "package 'sklearn' has no 'nowhere'"),
-        ({"train_file": None}, ValueError, "needs a training file"),
+        ({"train_file": None}, ValueError, "needs train_file"),
         ({"train_file": DIGITS, "image_size": 0}, ValueError, "image_size to be a positive number of pixels"),
         ({"train_file": DIGITS, "label_column": "image"}, ValueError, "label_column to be another column"),
         ({"train_file": DIGITS, "augment": {"hflipp": 1}}, ValueError, "did you mean 'hflip'"),

@@ -143,7 +143,7 @@ def test_a_test_file_needs_no_training_file_where_the_labels_are_given(data_of, 
     path = reviews("test.csv", rows=[("one", "bad"), ("two", "good")])
     data = data_of(None, "test", test_file=str(path), labels=["good", "bad"])
     assert sorted(target for _, target in samples_of(data.test_dataloader())) == [0, 1]
-    with pytest.raises(ValueError, match="needs a training file"):
+    with pytest.raises(ValueError, match="needs train_file"):
         data_of(None, "test", test_file=str(path))
 
 
