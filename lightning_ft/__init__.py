@@ -5,6 +5,8 @@ from lightning_ft.backbones.timm import TimmBackbone as TimmBackbone
 from lightning_ft.backbones.transformers import TransformersBackbone as TransformersBackbone
 from lightning_ft.checkpoint_io import AtomicCheckpointIO as AtomicCheckpointIO
 from lightning_ft.checkpoint_io import load_checkpoint as load_checkpoint
+from lightning_ft.checkpoints import BestCheckpoint as BestCheckpoint
+from lightning_ft.checkpoints import LastCheckpoint as LastCheckpoint
 from lightning_ft.data.base import FineTuningData as FineTuningData
 from lightning_ft.data.image_classification import ImageClassificationData as ImageClassificationData
 from lightning_ft.data.sampler import EpochSampler as EpochSampler

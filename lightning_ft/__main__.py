@@ -1,7 +1,9 @@
 """``lightning-ft``: the command."""
 
 import sys
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,11 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from lightning_ft.cli import Command
     from lightning_ft.run_arguments import expand
 
+    sys.path.append(str(Path.cwd()))  # one's own classes beside the recipe, as with `python -m`
     try:
         Command(expand(given))
     except (ValueError, OSError, ImportError, MisconfigurationException) as error:
         if debug:
-            raise
+            traceback.print_exc()
+            return 2
         print(f"lightning-ft: {one_sentence(error)}", file=sys.stderr)
         return 2
     return 0

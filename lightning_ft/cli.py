@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 
 from lightning_ft.checkpoint_io import AtomicCheckpointIO, load_checkpoint
 from lightning_ft.checkpoints import BestCheckpoint, LastCheckpoint
-from lightning_ft.config_errors import explain
+from lightning_ft.config_errors import CLOSE, OPEN, explain
 from lightning_ft.metrics_csv import MetricsCSV, steps_logged
-from lightning_ft.module import FineTuner
+from lightning_ft.module import FineTuner, check_same_model
 from lightning_ft.predictions import PredictionWriter
 from lightning_ft.recipe import build_data, fill, move_optimizer, rebuild_from
 from lightning_ft.results import print_results
@@ -36,7 +36,9 @@ class Parser(LightningArgumentParser):
         Raises:
             ValueError: Always.
         """
-        raise ValueError(explain(message, self, self.arguments)) from ex
+        sentence = explain(message, self, self.arguments)
+        nested = self._subcommands_action is None
+        raise ValueError(f"{OPEN}{sentence}{CLOSE}" if nested else sentence) from ex
 
 
 class Command(LightningCLI):
@@ -81,6 +83,8 @@ class Command(LightningCLI):
                 default=None,
                 help="A run's folder, or `last`: its configuration and best checkpoint.",
             )
+        if subcommand in ("test", "validate"):
+            parser.set_defaults({"verbose": False})  # the command prints the results itself, with names
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -95,6 +99,7 @@ class Command(LightningCLI):
         """Build the data, ask it for its labels, and build the rest for them."""
         config = self._config
         move_optimizer(config)
+        checkpoint: dict[str, Any] | None = None
         if config.get("ckpt_path"):
             checkpoint = load_checkpoint(config.ckpt_path)
             if self.subcommand == "fit":
@@ -109,6 +114,9 @@ class Command(LightningCLI):
             fill(config.model.head, task=labels.task, num_classes=labels.num_classes)
         super().instantiate_classes()
         self.datamodule = data
+        if checkpoint is not None:
+            # before anything is written into the folder of the run that is resumed
+            check_same_model(self.model.state_dict(), checkpoint["state_dict"])
         # from these FineTuner.load_from_checkpoint builds the module again
         recipe = config.model.as_dict() | {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
         self.model.save_hyperparameters(recipe)
@@ -177,10 +185,14 @@ class Command(LightningCLI):
         """Say where the run's files are."""
         self.before_fit()
 
+    def after_validate(self) -> None:
+        """Print each metric on a line of its own, the confusion matrix, and the run's folder."""
+        self.after_test()
+
     def after_test(self) -> None:
         """Print each metric on a line of its own, the confusion matrix, and the run's folder."""
         if _rank() == 0:
-            print_results(self.trainer, self.model)
+            print_results(self.trainer, self.model, "test" if self.subcommand == "test" else "val")
             print(f"run folder: {run_folder_of(self._config.ckpt_path) or 'none'}")
 
     def after_predict(self) -> None:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -12,6 +13,9 @@ from jsonargparse import ArgumentParser
 
 from lightning_ft.extras import import_class
 from lightning_ft.resources import nearest_path
+
+# around what a nested parser has explained, so that the outer one finds it in jsonargparse's page
+OPEN, CLOSE = "\u2039", "\u203a"
 
 
 def explain(message: str, parser: ArgumentParser, arguments: Sequence[str]) -> str:
@@ -25,8 +29,14 @@ def explain(message: str, parser: ArgumentParser, arguments: Sequence[str]) -> s
     Returns:
         The place, what is wrong, and the nearest valid name.
     """
-    if found := re.search(r"((?:\S+: )?no (?:key|class) '.*)", message):
-        return found[1]  # a nested parser's error, explained already
+    if explained := re.findall(f"{OPEN}([^{OPEN}{CLOSE}]+){CLOSE}", message):
+        key = re.search(r'Parser key "([^"]+)"', message)
+        part = f"{key[1]}: " if key and explained[0].startswith("the following") else ""
+        return part + explained[0]  # by the parser of a class inside
+    if found := re.search(
+        r"Errors:\s+- (?!Expected|Problem|Does not)(.+?)\s+- (?:Expected|Not a valid)", message, re.DOTALL
+    ):
+        return found[1]  # what a class says of its own arguments
     entries = [*_file_entries(arguments), *_argument_entries(arguments)]
     if found := re.search(r"(?:Option|does not accept option) '([^']+)'", message):
         return _unknown_key(found[1], entries, parser, arguments)
@@ -37,20 +47,25 @@ def explain(message: str, parser: ArgumentParser, arguments: Sequence[str]) -> s
         return f"no command {found[1]!r}; the commands are {', '.join(choices)}{_near(found[1], choices)}"
     if found := re.search(r'expected "subcommand" to be one of \{(.+)\}', message):
         return f"no command given; the commands are {found[1].replace(',', ', ')}"
+    key = re.search(r'Parser key "([^"]+)"', message)
+    value = re.search(r"(?:Given value|Got value): (.+)", message)
+    literal = re.search(r"Literal\[(.+?)\]", message)
+    if key and value and literal and "." not in value[1]:
+        choices = re.findall(r"'([^']+)'", literal[1])
+        place = _whole_key(key[1], entries)
+        return f"{place}: expected {', '.join(choices)}, but got {value[1]!r}{_near(value[1], choices)}"
     if found := re.search(r"Expected a dot import path string: (\S+)", message):
         return f"{_place(found[1], entries)}no class {found[1]!r}{_near(found[1], _class_names())}"
     if found := re.search(r"File does not exist: '([^']+)'", message):
         return f"no such file: {found[1]!r}{nearest_path(Path(found[1]))}"
     if found := re.search(r"Problems parsing config: (.+?)\s+in .*?(line \d+, column \d+)", message, re.DOTALL):
         return f"{_unreadable(arguments)}, {found[2]}: no YAML: {' '.join(found[1].split())}"
-    key = re.search(r'Parser key "([^"]+)"', message)
     if key and (strange := [path for where, path in entries if where and _stands_beside_class(path, key[1])]):
         return _unknown_key(strange[0], entries, parser, arguments)
-    value = re.search(r"(?:Given value|Got value): (.+)", message)
     expected = list(dict.fromkeys(re.findall(r"Expected an? (?:<class ')?([\w.]+)'?>?", message)))
     if key and value and expected:
         kinds = " or ".join("null" if kind == "NoneType" else kind for kind in expected)
-        return f"{_place(key[1], entries)}{key[1]}: expected {kinds}, but got {value[1]!r}"
+        return f"{_whole_key(key[1], entries)}: expected {kinds}, but got {value[1]!r}"
     return " ".join(line.strip() for line in message.splitlines() if line.strip())
 
 
@@ -73,6 +88,13 @@ def _unknown_key(token: str, entries: list[tuple[str, str]], parser: ArgumentPar
             {"class_path", "init_args"} if not parent.endswith("init_args") else set()
         )
     return f"{where}: " * bool(where) + f"no key {key!r}{_near(last, sorted(candidates))}"
+
+
+def _whole_key(key: str, entries: list[tuple[str, str]]) -> str:
+    """Return the file and the whole key of one that the parser of a class knows by its last part."""
+    keys = [(where, path) for where, path in entries if path == key or path.endswith(f".{key}")]
+    where, path = keys[-1] if keys else ("", key)
+    return f"{where}: {path}" if where else path
 
 
 def _stands_beside_class(path: str, key: str) -> bool:
@@ -149,17 +171,16 @@ def _class_paths(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
                 yield path.removesuffix(".class_path"), str(value)
             elif isinstance(value, str) and value.isidentifier():
                 yield path, value
+    for _, entry in _argument_entries(arguments):
+        path, equals, value = entry.partition("=")
+        if equals and value.isidentifier():
+            yield path.removesuffix(".class_path"), value
 
 
 def _parameters(class_path: str) -> list[str]:
     """Return the parameters of a class, those that it hands on to its bases included."""
-    import lightning.pytorch.callbacks
-
-    import lightning_ft
-
-    homes = (lightning_ft, lightning.pytorch.callbacks)
     try:
-        found = next((vars(home)[class_path] for home in homes if class_path in vars(home)), None)
+        found = next((vars(home)[class_path] for home in _homes() if class_path in vars(home)), None)
         found = found or import_class(class_path)
     except (ImportError, AttributeError, ValueError):
         return []
@@ -181,8 +202,14 @@ def _dests(parser: ArgumentParser) -> list[str]:
 
 
 def _class_names() -> list[str]:
+    return sorted({name for home in _homes() for name, value in vars(home).items() if isinstance(value, type)})
+
+
+def _homes() -> list[ModuleType]:
+    """Return the modules whose classes a recipe may name without their module."""
     import lightning.pytorch.callbacks
+    import torch.optim.lr_scheduler
 
     import lightning_ft
 
-    return [*dir(lightning_ft), *lightning.pytorch.callbacks.__all__]
+    return [lightning_ft, lightning.pytorch.callbacks, torch.optim, torch.optim.lr_scheduler]

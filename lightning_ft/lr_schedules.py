@@ -38,7 +38,7 @@ def make_schedule(
     """Return a schedule that multiplies each group's own learning rate.
 
     The rate rises in a straight line over the warm-up. Then ``constant`` holds it, ``linear`` and ``cosine`` lower it
-    to zero by the last step; ``one_cycle`` rises and falls by half cosines over the whole run (Smith 2018,
+    to zero by the last step; ``one_cycle`` rises and falls by half cosines over the whole run (Smith & Topin 2017,
     arXiv:1708.07120), the warm-up being its rise; ``plateau`` takes a tenth of it when ``val/loss`` has not fallen for
     two validations, and takes no warm-up.
 

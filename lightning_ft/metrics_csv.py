@@ -39,11 +39,23 @@ class MetricsCSV(CSVLogger):
 class _KeepingWriter(ExperimentWriter):
     def __init__(self, log_dir: str, last_step: int | None) -> None:
         super().__init__(log_dir)
+        self.last_step = last_step
+        self.pruned = False
+
+    def save(self) -> None:
+        """Write the rows; before the first ones drop those that the resumed run logs again."""
+        if not self.pruned:
+            self.pruned = True
+            self._prune()
+        super().save()
+
+    def _prune(self) -> None:
         file = Path(self.metrics_file_path)
         if not file.exists():
             return
         with file.open(newline="") as stream:
-            rows = [row for row in csv.DictReader(stream) if last_step is None or int(row["step"]) <= last_step]
+            rows = list(csv.DictReader(stream))
+        rows = [row for row in rows if self.last_step is None or int(row["step"]) <= self.last_step]
         self.metrics_keys = sorted({key for row in rows for key, value in row.items() if value})
         self._write(rows)
 

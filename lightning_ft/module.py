@@ -1,8 +1,9 @@
 """FineTuner: the LightningModule of a backbone and a head."""
 
 from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from inspect import signature
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from lightning.pytorch import LightningModule
@@ -59,10 +60,14 @@ class FineTuner(LightningModule):
         compile: bool = False,  # noqa: A002 - torch's name for it
     ) -> None:
         super().__init__()
-        if lr <= 0:
+        if not lr > 0:  # NaN too
             raise ValueError(f"expected lr to be positive, but got {lr}")
-        if weight_decay < 0:
+        if not weight_decay >= 0:
             raise ValueError(f"expected weight_decay to be at least 0, but got {weight_decay}")
+        if isinstance(lr_schedule, str) and lr_schedule not in get_args(ScheduleName):
+            near = get_close_matches(lr_schedule, get_args(ScheduleName), n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"no lr_schedule {lr_schedule!r}; there are {', '.join(get_args(ScheduleName))}{hint}")
         self.save_hyperparameters("lr", "weight_decay", "warmup", "compile")
         self.backbone = backbone
         self.head = head(backbone.features)
@@ -97,7 +102,13 @@ class FineTuner(LightningModule):
                     f"{type(self.head).__name__} has num_classes={self.head.num_classes}, but the data has "
                     f"{labels.num_classes}: {', '.join(labels.names[:20])}"
                 )
+            if getattr(self.head, "task", labels.task) != labels.task:
+                raise ValueError(
+                    f"{type(self.head).__name__} has task={self.head.task!r}, but the data is {labels.task}"
+                )
             self.label_names = labels.names or None
+        if stage == "fit":
+            self._check_monitors()
         if self.compiled and self.backbone._compiled_call_impl is None:
             self.backbone.compile(dynamic=True)
 
@@ -193,7 +204,7 @@ class FineTuner(LightningModule):
             ValueError: If the checkpoint is of another model, with the first tensor that differs; or if a run is
                 resumed with another lr or weight_decay, which its optimizer would not take.
         """
-        _check_same_model(self.state_dict(), checkpoint["state_dict"])
+        check_same_model(self.state_dict(), checkpoint["state_dict"])
         names = checkpoint.get("label_names")
         self.label_names = None if names is None else tuple(names)
         states = checkpoint.get("rng", [])
@@ -219,10 +230,19 @@ class FineTuner(LightningModule):
             set_rng_state(self._resumed_rng)
             self._resumed_rng = None
 
+    def _check_monitors(self) -> None:
+        """Raise where a checkpoint or an early stop watches a misspelt metric; one that a callback logs may be any."""
+        metrics = ["train/loss", "val/loss", *cast("MetricCollection", self.scores["val"])]
+        for callback in self.trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            monitor = getattr(callback, "monitor", None)
+            near = get_close_matches(monitor or "", metrics, n=1, cutoff=0.8)
+            if monitor and monitor not in metrics and near:
+                raise ValueError(f"{type(callback).__name__} monitors {monitor!r}; did you mean {near[0]!r}?")
+
     def _evaluate(self, stage: str, batch: Batch) -> None:
         prediction, target = self(batch), batch["labels"]
         self._loss(stage).update(self.head.loss(prediction, target), weight=len(target))
-        self._metrics(stage).update(prediction.float(), target.int() if target.ndim == 2 else target)
+        self._metrics(stage).update(*self.head.compared(prediction.float(), target))
 
     def _log(self, stage: str) -> None:
         results = {f"{stage}/loss": self._loss(stage).compute(), **self._metrics(stage).compute()}
@@ -242,7 +262,16 @@ class FineTuner(LightningModule):
         return cast("MeanMetric", self.losses[stage])
 
 
-def _check_same_model(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+def check_same_model(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    """Raise unless a checkpoint's tensors have the names and shapes of a model's.
+
+    Args:
+        ours: The model's ``state_dict``.
+        theirs: The checkpoint's.
+
+    Raises:
+        ValueError: If they differ, with their number and the first.
+    """
     differing = sorted(ours.keys() ^ theirs.keys())
     differing += [name for name in ours.keys() & theirs.keys() if ours[name].shape != theirs[name].shape]
     if differing:

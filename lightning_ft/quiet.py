@@ -7,6 +7,8 @@ WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\).*",  # Lightning's own use of a name that torch renames
     r".*does not have many workers.*",  # the order and the samples are the same with any number
     r".*Checkpoint directory .* exists and is not empty.*",  # a resumed run's own folder
+    r".*callbacks used to create the checkpoint need to be provided.*",  # those of a fit, in a test
+    r".*is smaller than the logging interval.*",
     r".*ended before the epoch ended and your dataloader is not resumable.*",  # our data's order is
 )
 NOTICES = ("💡 Tip", "`weights_only` was not set", "Loading `train_dataloader` to estimate", "TPU available")

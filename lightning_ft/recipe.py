@@ -9,6 +9,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_ft.backbones.base import Backbone
+from lightning_ft.config_errors import explain
 from lightning_ft.data.base import FineTuningData
 from lightning_ft.extras import import_class
 from lightning_ft.module import FineTuner
@@ -18,7 +19,10 @@ def build_data(config: Namespace) -> Any:
     """Build the data alone; the parser of a command builds all of its parts or none."""
     parser = LightningArgumentParser()
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
-    return parser.instantiate(Namespace(data=config))["data"]
+    try:
+        return parser.instantiate(Namespace(data=config))["data"]
+    except ValueError as error:
+        raise ValueError(explain(str(error), parser, ())) from error
 
 
 def fill(part: Namespace | None, **values: Any) -> None:

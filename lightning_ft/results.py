@@ -12,9 +12,9 @@ from lightning_ft.module import FineTuner
 MOST_CLASSES = 20
 
 
-def print_results(trainer: Trainer, model: FineTuner) -> None:
+def print_results(trainer: Trainer, model: FineTuner, stage: str) -> None:
     """Print each metric on a line of its own, and the confusion matrix of few classes."""
-    matrix = model.tables.get("test/confusion_matrix")
+    matrix = model.tables.get(f"{stage}/confusion_matrix")
     if matrix is not None and matrix.ndim == 2 and len(matrix) <= MOST_CLASSES:
         names = model.label_names or [str(number) for number in range(len(matrix))]
         Console().print(confusion_table(matrix, names))

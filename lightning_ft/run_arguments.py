@@ -20,6 +20,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: If there is no such run, or no whole checkpoint.
+        ValueError: If the configuration is no recipe.
     """
     if not arguments or arguments[0].startswith("-"):
         return list(arguments)
@@ -69,14 +70,22 @@ def _without(arguments: Sequence[str], option: str) -> list[str]:
 
 
 def _root_in_config(config: str | None) -> str | None:
-    """Return ``trainer.default_root_dir`` of a recipe; whatever is wrong with the file the parser will say."""
+    """Return ``trainer.default_root_dir`` of a recipe.
+
+    Raises:
+        ValueError: If it is no mapping; what else is wrong with it the parser will say.
+    """
     if config is None or not Path(config).is_file():
         return None
     import yaml
 
     try:
         content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+    except yaml.YAMLError:
         return None
-    trainer = content.get("trainer") if isinstance(content, dict) else None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{config}: no recipe: it is no text") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{config}: no recipe: expected keys such as model, data and trainer, but got {content!r:.60}")
+    trainer = content.get("trainer")
     return trainer.get("default_root_dir") if isinstance(trainer, dict) else None

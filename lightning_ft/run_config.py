@@ -21,12 +21,15 @@ class RunConfig(SaveConfigCallback):
     """
 
     def __init__(self, *args, folder: Path | None, **kwargs) -> None:  # noqa: ANN002, ANN003
-        super().__init__(*args, save_to_log_dir=False, **kwargs)
+        super().__init__(*args, **kwargs)
         self.folder = folder
 
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Write the file at the start of a fit, on rank zero."""
-        if stage != "fit" or self.folder is None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write nothing yet: a run that cannot be resumed is left as it was."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Write the file, on rank zero."""
+        if self.folder is None:
             return
         config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False, format="yaml"))
         config.pop("ckpt_path", None)

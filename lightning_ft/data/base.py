@@ -167,7 +167,11 @@ class FineTuningData(LightningDataModule, ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: labels, the order's seed, the number of rows, and how far training came."""
-        state: dict[str, Any] = {"seed": self.seed, "position": list(self._position())}
+        state: dict[str, Any] = {
+            "seed": self.seed,
+            "position": list(self._position()),
+            "batch_size": self.batch_size * (1 if self.trainer is None else self.trainer.world_size),
+        }
         if "train" in self._samples:
             state["num_rows"] = len(self._samples["train"])
         if "labels" in self.__dict__ or self.label_names is not None:
@@ -183,6 +187,12 @@ class FineTuningData(LightningDataModule, ABC):
         self.seed = state_dict["seed"]
         epoch, batch = state_dict["position"]
         self._resumed_at = (epoch, batch)
+        size = self.batch_size * (1 if self.trainer is None else self.trainer.world_size)
+        if batch and "train" in self._samples and size != state_dict["batch_size"]:
+            raise ValueError(
+                f"the checkpoint stands in mid-epoch behind {batch} batches of {state_dict['batch_size']} samples on all "
+                f"ranks together, but they have {size} now: resume with the same size, or from the end of an epoch"
+            )
         theirs, ours = state_dict.get("num_rows"), len(self._samples.get("train", ()))
         if ours and theirs not in (None, ours):
             raise ValueError(f"the checkpoint's run trained on {theirs} rows, but {self.place('train')} gives {ours}")

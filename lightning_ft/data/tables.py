@@ -19,7 +19,7 @@ def read_table(source: str, what: str, needed_by: str, extra: str = "text") -> "
 
     Args:
         source: A CSV, TSV, JSONL or Parquet file (``.gz`` too), a folder that ``datasets`` saved, ``package://``, or
-            the name of a data set on the hub; ``name:part`` takes a part of it other than ``train``.
+            the name of a data set on the hub; ``name:part`` takes another part than the argument says.
         what: What it is for, as messages say it: ``"train_file"``.
         needed_by: The class that reads it, for the message where ``datasets`` is missing.
         extra: The extra that installs what this class needs.
@@ -41,7 +41,7 @@ def read_table(source: str, what: str, needed_by: str, extra: str = "text") -> "
         table = _hub(datasets, source, path, what)
     if not len(table):
         raise ValueError(f"{what} {source!r} has no rows")
-    return table
+    return _with_class_names(datasets, table)
 
 
 def check_columns(table: "Dataset", columns: Mapping[str, str | None], where: str) -> None:
@@ -79,11 +79,15 @@ def filtered(table: "Dataset", where: Mapping[str, Any], place: str) -> "Dataset
         check_columns(table, {"where": column}, place)
         wanted = {str(item) for item in (value if isinstance(value, list | tuple) else [value])}
         values = [str(item) for item in table[column]]
+        if strange := sorted(wanted - set(values)):
+            there = sorted(set(values))
+            near = get_close_matches(strange[0], there, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{place}: no row has {column} = {strange[0]}; there are {', '.join(there[:20])}{hint}")
         rows = [row for row, item in enumerate(values) if item in wanted]
-        if not rows:
-            there = ", ".join(sorted(set(values))[:20])
-            raise ValueError(f"{place}: no row has {column} = {', '.join(sorted(wanted))}; there are {there}")
         table = table.select(rows)
+        if not rows:
+            raise ValueError(f"{place}: no row has all of {dict(where)}")
     return table
 
 
@@ -118,8 +122,9 @@ def _saved(datasets: Any, path: Path, what: str) -> "Dataset":
     except FileNotFoundError as error:
         raise ValueError(f"{what} {str(path)!r} is a folder, but none that the datasets library saved") from error
     if isinstance(table, dict):
-        if what.removesuffix("_file") in table:
-            return table[what.removesuffix("_file")]
+        for part in _parts(what):
+            if part in table:
+                return table[part]
         raise ValueError(f"{what} {str(path)!r} has the parts {', '.join(table)}; give the folder of one")
     return table
 
@@ -129,9 +134,31 @@ def _hub(datasets: Any, source: str, path: Path, what: str) -> "Dataset":
     if path.suffix in READERS or source.startswith((".", "/", "~")) or name.count("/") > 1:
         existing(source, what)
     try:
-        return datasets.load_dataset(name, split=part or "train")
+        there = datasets.get_dataset_split_names(name)
+        # validation by the training part would be no validation
+        chosen = part or next((part for part in _parts(what) if part in there), None)
+        if chosen is not None:
+            return datasets.load_dataset(name, split=chosen)
     except Exception as error:
         raise FileNotFoundError(
             f"{what}: {source!r} is no file here{nearest_path(path.absolute())}, and no data set that the hub gives "
             f"({str(error).splitlines()[0]})"
         ) from error
+    raise ValueError(
+        f"{what}: {name!r} has no part {_parts(what)[0]!r}; name one: {name}:{there[0]}, of {', '.join(there)}"
+    )
+
+
+def _parts(what: str) -> tuple[str, ...]:
+    """Return the names under which data sets have the part that an argument asks for."""
+    part = what.removesuffix("_file")
+    return ("val", "validation", "dev") if part == "val" else ("predict", "test") if part == "predict" else (part,)
+
+
+def _with_class_names(datasets: Any, table: "Dataset") -> "Dataset":
+    """Return a table whose class columns hold names instead of numbers."""
+    for column, feature in table.features.items():
+        if isinstance(feature, datasets.ClassLabel):
+            names = [None if number is None or number < 0 else feature.names[number] for number in table[column]]
+            table = table.remove_columns(column).add_column(column, names)
+    return table

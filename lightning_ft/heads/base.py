@@ -35,6 +35,10 @@ class Head(nn.Module, ABC):
     def metrics(self) -> MetricCollection:
         """Return fresh metrics, named as they are logged without their stage: ``accuracy``, ``macro_f1``."""
 
+    def compared(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a prediction and its target as the metrics take them; here as they are."""
+        return prediction, target
+
     @abstractmethod
     def decode(self, prediction: Tensor, label_names: Sequence[str] | None) -> list[dict[str, Any]]:
         """Return one row a sample, for a person to read.

@@ -141,6 +141,12 @@ class ClassificationHead(Head):
             compute_groups=False,
         )
 
+    def compared(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits and classes, or the numbers of a regression in one shape, as torchmetrics takes them."""
+        if self.task == "regression":
+            return prediction.view_as(target), target
+        return prediction, target.int() if self.task == "multilabel" else target
+
     def decode(self, prediction: Tensor, label_names: Sequence[str] | None) -> list[dict[str, Any]]:
         """Return for each sample its ``prediction``, and the ``probabilities`` of all classes by name."""
         if self.task == "regression":

@@ -8,6 +8,7 @@ from threading import Condition
 from time import perf_counter, process_time
 
 import numpy as np
+from openmp import release_threads
 
 
 class Turns:
@@ -79,6 +80,7 @@ class Clock:
         self.num_values += num_values
 
     def _pause(self) -> None:
+        release_threads()
         self.turns.pass_on(self.name)
         self._start = perf_counter(), process_time()
 

@@ -28,10 +28,10 @@ def plain_loop(module: FineTuner, data: FineTuningData, steps: int) -> Contender
             if number == 0:
                 clock.begin()
             loss = module.head.loss(module.head(module.backbone(batch)), batch["labels"])
+            optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-            optimizer.zero_grad()
             inputs = next(iter(batch.values()))
             clock.count(len(inputs), inputs.numel())
             clock.end_step()

@@ -32,6 +32,7 @@ WARMUP_STEPS = 3
 def main() -> None:
     """Measure what is asked for, print tables, and keep the numbers."""
     options = parse()
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # the Trainer would split each batch over all of them
     console = Console(width=None if sys.stdout.isatty() else 120)
     results: dict[str, Any] = {"machine": machine()}
     for part in PARTS:

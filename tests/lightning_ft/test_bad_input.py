@@ -414,16 +414,17 @@ def test_a_head_for_texts_on_a_backbone_for_images_is_refused(complaint, recipe)
 
 MISSING = """
 import json, sys
+from importlib.machinery import PathFinder
 from lightning_ft.__main__ import main
 
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == self.module:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+class Installed(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name == cls.missing else super().find_spec(name, path, target)
 
-sys.meta_path.insert(0, Missing())
+sys.meta_path[sys.meta_path.index(PathFinder)] = Installed
 for module, line in json.loads(sys.argv[1]).items():
-    sys.meta_path[0].module = module
+    Installed.missing = module
     loaded = {name: sys.modules.pop(name) for name in [*sys.modules] if name.partition(".")[0] == module}
     print(module, main(line), file=sys.stderr)
     sys.modules.update(loaded)

@@ -87,24 +87,27 @@ def test_an_import_loads_no_optional_library():
 
 WITHOUT_EXTRAS = """
 import importlib.metadata, sys
+from importlib.machinery import PathFinder
 
 EXTRAS = {"timm", "transformers", "datasets", "safetensors", "tokenizers", "huggingface_hub", "torchvision", "sklearn"}
 
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in EXTRAS:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+class Installed(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name in EXTRAS else super().find_spec(name, path, target)
 
 def distribution(name, of=importlib.metadata.distribution):
     if name.replace("-", "_") in EXTRAS:
         raise importlib.metadata.PackageNotFoundError(name)
     return of(name)
 
-sys.meta_path.insert(0, Missing())
+sys.meta_path[sys.meta_path.index(PathFinder)] = Installed
 importlib.metadata.distribution = distribution  # by which Lightning's parts ask what is installed
 import lightning_ft
 from lightning_ft.__main__ import main
-sys.exit(main(["fit", "--model.backbone=TimmBackbone", "--model.backbone.name=resnet18"]))
+data = ["--data=TextClassificationData", "--data.train_file=none.csv"]
+sys.exit(main(["fit", "--model.backbone=TimmBackbone", "--model.backbone.name=resnet18", *data,
+               "--model.head=ImageClassificationHead"]))
 """
 
 
@@ -112,7 +115,8 @@ def test_without_extras_the_package_is_imported_and_the_command_says_what_is_lac
     result = subprocess.run([sys.executable, "-c", WITHOUT_EXTRAS], capture_output=True, text=True, check=False)
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
-    assert result.stderr.splitlines()[-1].startswith("lightning-ft: ")
+    said = "lightning-ft: TextClassificationData needs datasets: pip install 'lightning-ft[text]'"
+    assert result.stderr.splitlines()[-1] == said
 
 
 # package:// addresses
