@@ -190,8 +190,8 @@ class FineTuningData(LightningDataModule, ABC):
         size = self.batch_size * (1 if self.trainer is None else self.trainer.world_size)
         if batch and "train" in self._samples and size != state_dict["batch_size"]:
             raise ValueError(
-                f"the checkpoint stands in mid-epoch behind {batch} batches of {state_dict['batch_size']} samples on all "
-                f"ranks together, but they have {size} now: resume with the same size, or from the end of an epoch"
+                f"the checkpoint stands in mid-epoch behind {batch} batches of {state_dict['batch_size']} samples on "
+                f"all ranks together, but they have {size} now: resume with the same size, or from the end of an epoch"
             )
         theirs, ours = state_dict.get("num_rows"), len(self._samples.get("train", ()))
         if ours and theirs not in (None, ours):

@@ -144,9 +144,7 @@ def _hub(datasets: Any, source: str, path: Path, what: str) -> "Dataset":
             f"{what}: {source!r} is no file here{nearest_path(path.absolute())}, and no data set that the hub gives "
             f"({str(error).splitlines()[0]})"
         ) from error
-    raise ValueError(
-        f"{what}: {name!r} has no part {_parts(what)[0]!r}; name one: {name}:{there[0]}, of {', '.join(there)}"
-    )
+    raise ValueError(f"{what}: {name!r} has no part for it; name one of {', '.join(there)}, as in {name}:{there[0]}")
 
 
 def _parts(what: str) -> tuple[str, ...]:
