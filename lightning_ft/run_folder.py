@@ -41,7 +41,11 @@ def discard_unused(folder: Path) -> None:
 def run_folder_of(checkpoint: str | Path) -> Path | None:
     """Return the run's folder that a checkpoint lies in, or None where it lies elsewhere."""
     folder = Path(checkpoint).absolute().parent
-    return folder.parent if folder.name == CHECKPOINTS else None
+    if folder.name != CHECKPOINTS:
+        return None
+    # spelt as a new run's is, where it lies below the working folder
+    run = folder.parent
+    return run.relative_to(Path.cwd()) if Path.cwd() in run.parents else run
 
 
 def newest_checkpoint(root: str | Path) -> Path:

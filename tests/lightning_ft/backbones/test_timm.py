@@ -176,19 +176,24 @@ def test_a_classifier_of_other_classes_is_left_out(tmp_path, classes, renamed):
         assert torch.equal(tensor, expected[name]), name
 
 
-def test_tensors_that_do_not_fit_are_refused_with_their_counts(tmp_path):
-    tensors = {f"net.{name}": tensor for name, tensor in model_of().state_dict().items()}
-    for change, message in (
-        (lambda names: tensors.pop(names[-3]), "it has 121 tensors, the model 122"),
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"net.fc.bias": None}, "it has 121 tensors, the model 122"),
+        ({"net.extra": torch.zeros(1)}, "it has 123 tensors, the model 122"),
         (
-            lambda names: tensors.update({names[0]: torch.zeros(64, 3, 5, 5)}),
-            r"first that differs is 'net.conv1.weight' \(64, 3, 5, 5\) for 'conv1.weight' \(64, 3, 7, 7\)",
+            {"net.conv1.weight": torch.zeros(64, 3, 5, 5)},
+            r"it has 122 tensors, the model 122; the first that differs is 'net.conv1.weight' \(64, 3, 5, 5\) for "
+            r"'conv1.weight' \(64, 3, 7, 7\)",
         ),
-    ):
-        change(list(tensors))
-        torch.save(tensors, tmp_path / "model.pth")
-        with pytest.raises(ValueError, match=rf"model.pth' does not fit ResNet: .*{message}"):
-            backbone_of(checkpoint=str(tmp_path / "model.pth"))
+    ],
+    ids=["one less", "one more", "another shape"],
+)
+def test_tensors_that_do_not_fit_are_refused_with_their_counts(tmp_path, change, message):
+    tensors = {f"net.{name}": tensor for name, tensor in model_of().state_dict().items()} | change
+    torch.save({name: tensor for name, tensor in tensors.items() if tensor is not None}, tmp_path / "model.pth")
+    with pytest.raises(ValueError, match=rf"model.pth' does not fit ResNet: {message}"):
+        backbone_of(checkpoint=str(tmp_path / "model.pth"))
 
 
 def test_a_model_of_other_shapes_is_refused(tmp_path):
