@@ -172,6 +172,7 @@ class FineTuner(LightningModule):
                     f"{type(optimizer).__name__}'s {key}={given} has no effect: "
                     f"FineTuner's {key}={value} is used; set that one"
                 )
+        _fuse(optimizer)
         if callable(self.lr_schedule):
             schedule: Any = self.lr_schedule(optimizer)
         else:
@@ -260,6 +261,18 @@ class FineTuner(LightningModule):
 
     def _loss(self, stage: str) -> MeanMetric:
         return cast("MeanMetric", self.losses[stage])
+
+
+def _fuse(optimizer: Optimizer) -> None:
+    """Let an optimizer update in one kernel where it can and its user has not chosen otherwise.
+
+    It is set in the groups: set when the optimizer is made, it would forbid gradient clipping under fp16-mixed.
+    """
+    for group in optimizer.param_groups:
+        chosen = group.get("fused", False) is not None or group.get("foreach") or group.get("differentiable")
+        fits = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in group["params"])
+        if not chosen and fits:
+            group["fused"] = True
 
 
 def check_same_model(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:

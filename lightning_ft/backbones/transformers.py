@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from lightning_ft.backbones.base import Backbone
@@ -64,6 +63,8 @@ class TransformersBackbone(Backbone):
         super().__init__()
         self.model: Any
         transformers = require("transformers", extra="text", needed_by="TransformersBackbone")
+        from safetensors import SafetensorError
+
         options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
         source = resolve(name)
         checkpoint = checkpoint_of(source)

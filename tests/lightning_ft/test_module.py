@@ -577,3 +577,21 @@ def test_a_commands_run_is_loaded_in_python_and_predicts_the_same(command, revie
     for ours, theirs in zip(rows, written, strict=True):
         assert ours["prediction"] == theirs["prediction"]
         assert ours["probabilities"] == pytest.approx(theirs["probabilities"], abs=1e-5)
+
+
+def test_an_optimizer_updates_in_one_kernel_unless_its_user_chose_otherwise():
+    from lightning_ft.module import _fuse
+
+    def updated(**options):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(8, 8)
+        optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, **options)
+        _fuse(optimizer)
+        for _ in range(3):
+            layer(torch.ones(2, 8)).square().sum().backward()
+            optimizer.step()
+        return optimizer.param_groups[0]["fused"], layer.weight.detach()
+
+    (fused, ours), (plain, theirs) = updated(), updated(fused=False)
+    assert (fused, plain) == (True, False)
+    torch.testing.assert_close(ours, theirs)

@@ -2,6 +2,7 @@
 
 import csv
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -131,9 +132,23 @@ def test_the_newest_whole_checkpoint_is_resumed_and_one_cut_short_passed_over(
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == NUM_STEPS
 
 
-def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path, tiny_bert: Path, table: Path) -> None:
+def test_a_checkpoint_of_other_data_is_refused(
+    tmp_path: Path, tiny_bert: Path, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert fit(tmp_path / "run", tiny_bert, table, "--trainer.max_epochs", "1") == 0
     shorter = tmp_path / "shorter.csv"
     shorter.write_text("".join(table.open().readlines()[:-3]))
-    with pytest.raises(ValueError, match=r"trained on 20 rows, but .*shorter.csv' gives 17"):
-        fit(tmp_path / "run", tiny_bert, shorter, "--ckpt_path", "last")
+    capsys.readouterr()
+    assert fit(tmp_path / "run", tiny_bert, shorter, "--ckpt_path", "last") == 2
+    assert re.search(r"trained on 20 rows, but .*shorter.csv' gives 17", capsys.readouterr().err)
+
+
+def test_another_batch_size_is_refused_in_mid_epoch_alone(
+    tmp_path: Path, tiny_bert: Path, table: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        keep_every_checkpoint(patch, tmp_path)
+        assert fit(tmp_path / "whole", tiny_bert, table) == 0
+    assert fit(tmp_path / "2", tiny_bert, table, "--data.batch_size", "4", "--ckpt_path", "last") == 2
+    assert "behind 2 batches of 8 samples" in capsys.readouterr().err
+    assert fit(tmp_path / "3-end", tiny_bert, table, "--data.batch_size", "4", "--ckpt_path", "last") == 0
