@@ -215,6 +215,8 @@ class FineTuningData(LightningDataModule, ABC):
             return self.samples(part, self.read(part), None)
         table = self.table(part)
         if not len(table):
+            if part == "test":
+                raise ValueError(f"no rows to test: give test_file, or a test_size above {self.split_sizes['test']}")
             return []  # nothing was to be held out
         return self.samples(part, table, self.labels.encode(table[self.label_column], self.place(part)))
 

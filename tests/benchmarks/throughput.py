@@ -58,8 +58,8 @@ def parse() -> argparse.Namespace:
         "--steps",
         type=int,
         default=50,
-        help="steps of each contender a round (default: %(default)s); where batches are grouped by length, only "
-        "multiples of 50 hold as many long texts for all contenders",
+        help="steps of each contender a round (default: %(default)s); with fewer than 50, or no multiple of it, the "
+        "Trainer that groups by length has met longer texts than the others, and is not judged",
     )
     parser.add_argument("--only", choices=PARTS, help="one part alone")
     parser.add_argument("--batch-size", type=int, default=32, help="samples a step (default: %(default)s)")

@@ -76,7 +76,7 @@ def sentence_of(code: int, err: str) -> str:
     assert [line for line in lines if line.startswith("lightning-ft: ")] == lines[-1:], err
     sentence = lines[-1].removeprefix("lightning-ft: ")
     assert sentence
-    assert not re.search(r"Namespace\(|NestedArg|Union subtypes|typing\.|NoneType|<class", sentence)
+    assert not re.search(r"Namespace\(|NestedArg|Union subtypes|typing\.|NoneType|<class|[\u2039\u203a]", sentence)
     return sentence
 
 
@@ -219,6 +219,18 @@ def test_a_wrong_val_size_is_named(complaint, recipe, size, said):
     assert_says(complaint("fit", "--config", recipe({"data.init_args.val_size": size})), said)
 
 
+def test_a_run_that_holds_nothing_out_trains_and_keeps_its_last_checkpoint(command, recipe, tmp_path):
+    path = recipe({"data.init_args.val_size": 0, "data.init_args.test_size": 0})
+    assert command("fit", "--config", path).code == 0
+    checkpoint = load_checkpoint(newest_checkpoint(tmp_path / "runs"))
+    assert checkpoint["TextClassificationData"]["num_rows"] == 48
+
+
+def test_a_test_of_no_rows_is_refused(complaint, recipe, trained):
+    path = recipe({"data.init_args.test_size": 0})
+    assert_says(complaint("test", "--config", path, "--ckpt_path", trained), "test_file", "test_size")
+
+
 # recipe
 
 
@@ -318,6 +330,23 @@ def test_a_value_of_a_wrong_type_is_named_with_its_key(complaint, recipe, key, v
     path = recipe({key: value})
     said = complaint("fit", "--config", path)
     assert_says(said, path, key.rpartition(".")[2], f"expected {expected}", repr(value))
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--trainer.max_epochs=three", ("trainer.max_epochs", "expected int", "'three'")),
+        ("--model.lr=fast", ("model.lr", "expected float", "'fast'")),
+        ("--data.batch_size=many", ("batch_size", "expected int", "'many'")),
+        ("--model.head.hidden_size=wide", ("hidden_size", "expected int", "'wide'")),
+        ("--model.head.pooling=lst", ("pooling", "'lst'", "last")),
+        ("--model.lr_schedule=cosin", ("lr_schedule", "'cosin'", "did you mean 'cosine'")),
+        ("--model.head=SequenceHead", ("no class 'SequenceHead'",)),
+        ("--trainer.callbacks=EarlyStoping", ("no class 'EarlyStoping'", "did you mean 'EarlyStopping'")),
+    ],
+)
+def test_a_wrong_value_of_an_option_is_named(complaint, recipe, option, said):
+    assert_says(complaint("fit", "--config", recipe(), option), *said)
 
 
 @pytest.mark.parametrize(
