@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_ft.features import FeatureInfo, Features
+from lightning_ft_callbacks import BlockMap
 
 
 class Backbone(nn.Module, ABC):
@@ -15,9 +16,11 @@ class Backbone(nn.Module, ABC):
 
     Attributes:
         features: What a head must know to be built for this backbone.
+        model: The network that it wraps.
     """
 
     features: FeatureInfo
+    model: Any
 
     @abstractmethod
     def forward(self, inputs: Mapping[str, Tensor]) -> Features:
@@ -27,6 +30,10 @@ class Backbone(nn.Module, ABC):
             inputs: The batch without its targets: ``input_ids`` and ``attention_mask`` of shape (batch, token) for
                 texts, ``pixel_values`` of shape (batch, channel, height, width) for images.
         """
+
+    def blocks(self) -> dict[str, list[str]]:
+        """Return the network's blocks, input first: their names without the wrapper's level, and their paths."""
+        return {block.name: [f"model.{path}" for path in block.paths] for block in BlockMap.of(self.model)}
 
     @abstractmethod
     def description(self) -> dict[str, Any]:

@@ -1,0 +1,144 @@
+"""BlockCallback: what callbacks that treat blocks differently share, the blocks and the optimizers' rates."""
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_ft_callbacks.blocks import BlockMap, BlockSpec
+from lightning_ft_callbacks.param_groups import BlockRates
+from lightning_ft_callbacks.strategies import check_strategy
+
+
+class BlockCallback(Callback):
+    """A callback that trains blocks of a module at different rates.
+
+    All of a trainer's share the blocks, and the optimizers' rates, which the first of them keeps.
+
+    Args:
+        blocks: The blocks, as ``BlockMap.of`` takes them; given to one of a trainer's callbacks they hold for all.
+
+    Attributes:
+        block_map: The module's blocks, during a fit.
+    """
+
+    def __init__(self, blocks: BlockSpec | None = None) -> None:
+        self.blocks = blocks
+        self.block_map: BlockMap | None = None
+        self._rates: list[BlockRates] = []
+        self._restored_rates: list[Any] | None = None
+
+    def block_spec(self, module: LightningModule) -> BlockSpec | None:  # noqa: ARG002
+        """Return the blocks that were given to this callback; None where it was given none."""
+        return self.blocks
+
+    def rate_factor(self, block: str, group: Mapping[str, Any]) -> float:  # noqa: ARG002
+        """Return the factor on a block's learning rate in one of the user's groups, asked at each update."""
+        return 1.0
+
+    def decay_exempt(self, module: LightningModule) -> frozenset[int]:  # noqa: ARG002
+        """Return the ``id`` of parameters that shall have no weight decay."""
+        return frozenset()
+
+    def metrics(self) -> dict[str, float]:
+        """Return what is to be logged beside the rates."""
+        return {}
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the blocks, and begin to give them their rates.
+
+        Raises:
+            ValueError: If the blocks do not fit the module, two callbacks name different ones, or the strategy cannot
+                treat blocks differently.
+        """
+        check_strategy(trainer, type(self).__name__)
+        leader = _leader(trainer)
+        if leader is not self:
+            self.block_map = leader.block_map
+            return
+        callbacks = _all(trainer)
+        specs = [spec for callback in callbacks if (spec := callback.block_spec(pl_module)) is not None]
+        if any(spec != specs[0] for spec in specs):
+            raise ValueError("two callbacks were given different blocks; give them to one, and they hold for all")
+        self.block_map = BlockMap.of(pl_module, specs[0] if specs else None)
+        owners = self.block_map.owners()
+        exempt = frozenset().union(*(callback.decay_exempt(pl_module) for callback in callbacks))
+
+        def factor(block: str, group: Mapping[str, Any]) -> float:
+            return prod(callback.rate_factor(block, group) for callback in callbacks) if block else 1.0
+
+        self._rates = [BlockRates(optimizer, owners, factor, exempt) for optimizer in trainer.optimizers]
+        restored = next((c._restored_rates for c in callbacks if c._restored_rates is not None), None)
+        for rates, state in zip(self._rates, restored or [], strict=False):
+            rates.load_state_dict(state)
+        for rates in self._rates:
+            rates.attach()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,  # noqa: ARG002
+        outputs: Any,  # noqa: ARG002
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        """Log ``lr/<block>`` and the callbacks' own values."""
+        loop = trainer.fit_loop
+        accumulates = trainer.lightning_module.automatic_optimization and loop._should_accumulate()
+        if _leader(trainer) is not self or not trainer._logger_connector.should_update_logs or accumulates:
+            return
+        metrics = {f"lr/{name}": rate for name, rate in self.block_rates().items()}
+        for callback in _all(trainer):
+            metrics |= callback.metrics()
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=loop.epoch_loop._batches_that_stepped)
+
+    def block_rates(self) -> dict[str, float]:
+        """Return the learning rate that each trained block had in the last update.
+
+        A block in groups of different rates has one entry a group, named as LearningRateMonitor names them:
+        ``head/pg1``.
+        """
+        rates: dict[str, float] = {}
+        several = len(self._rates) > 1
+        for number, view in enumerate(self._rates):
+            for name, by_group in view.rates().items():
+                if len(set(by_group.values())) == 1 and rates.get(name, rate := next(iter(by_group.values()))) == rate:
+                    rates[name] = rate
+                    continue
+                for group, rate in by_group.items():
+                    rates[f"{name}/{f'opt{number}/' if several else ''}pg{group}"] = rate
+        return rates
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Leave the optimizers as they were found."""
+        self._detach()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        """Leave the optimizers as they were found."""
+        self._detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what optimizers keep for single blocks."""
+        states = [rates.state_dict() for rates in self._rates]
+        return {"rates": states} if any(states) else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what ``state_dict`` returned."""
+        self._restored_rates = state_dict.get("rates")
+
+    def _detach(self) -> None:
+        for rates in self._rates:
+            rates.detach()
+        self._rates = []
+        self._restored_rates = None
+
+
+def _all(trainer: Trainer) -> list[BlockCallback]:
+    callbacks: list[Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    return [callback for callback in callbacks if isinstance(callback, BlockCallback)]
+
+
+def _leader(trainer: Trainer) -> BlockCallback:
+    return _all(trainer)[0]
