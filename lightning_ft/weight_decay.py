@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from torch import nn
-
 from lightning_ft_callbacks.weight_decay import decay_exempt
+from torch import nn
 
 
 def decay_groups(module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:

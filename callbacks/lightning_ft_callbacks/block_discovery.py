@@ -157,9 +157,11 @@ def _transformers_blocks(model: Any) -> Layout:
             stem.append(path)
         else:
             layers[-1].append(path)
-    beside = [] if base is model else [
-        name for name, child in model.named_children() if child is not base and _has_parameters(child)
-    ]
+    beside = (
+        []
+        if base is model
+        else [name for name, child in model.named_children() if child is not base and _has_parameters(child)]
+    )
     beside += [] if base is model else [name for name, _ in model.named_parameters(recurse=False)]
     layout: Layout = {_name(stem, "stem"): tuple(stem)} if stem else {}
     layout |= {paths[0]: tuple(paths) for paths in layers}

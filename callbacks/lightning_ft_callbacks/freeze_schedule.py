@@ -147,7 +147,9 @@ class FreezeSchedule:
                 )
 
     @classmethod
-    def of(cls, schedule: "str | Sequence[Phase | Mapping[str, Any]] | FreezeSchedule", block_map: BlockMap) -> "FreezeSchedule":
+    def of(
+        cls, schedule: "str | Sequence[Phase | Mapping[str, Any]] | FreezeSchedule", block_map: BlockMap
+    ) -> "FreezeSchedule":
         """Return the schedule that a user means.
 
         Args:

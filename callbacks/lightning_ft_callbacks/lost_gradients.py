@@ -36,8 +36,7 @@ class GradientWatch:
         if not self._due or block_map is None or self._handles:
             return
         self._parameters = {
-            name: [parameter for parameter in block_map.parameters(name) if parameter.requires_grad]
-            for name in trained
+            name: [parameter for parameter in block_map.parameters(name) if parameter.requires_grad] for name in trained
         }
         self._ran_without = set()
         for module, name in block_map.module_owners():

@@ -124,6 +124,8 @@ class BlockRates:
         return (args[0], then_split, *args[2:]), kwargs
 
     def _split(self) -> None:
+        if self._users is not None:  # a step that calls its parent class's step splits once
+            return
         users = self.optimizer.param_groups
         views = []
         for part in self._parts_of(users):
@@ -182,7 +184,8 @@ class BlockRates:
         written = {
             key: value
             for key, value in view.items()
-            if key not in ("params", "lr") and not (part.exempt and key == "weight_decay")
+            if key not in ("params", "lr")
+            and not (part.exempt and key == "weight_decay")
             and (key not in given or not _same(value, given[key]))
         }
         if first:

@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from lightning_ft_callbacks import DiscriminativeLR, GradualUnfreezing
+from lightning_ft_callbacks.block_callback import BlockCallback
 from nets import Net, Seen, loader, tensors, trainer
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim import lr_scheduler as schedulers
-
-from lightning_ft_callbacks import DiscriminativeLR, GradualUnfreezing
-from lightning_ft_callbacks.block_callback import BlockCallback
 
 STEPS = 12
 SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {
@@ -77,8 +76,7 @@ def test_the_rate_used_is_schedule_times_scale_times_ramp(name: str) -> None:
                 expected[id(parameter)] = pytest.approx(bases[step] * scale[block] * ramp)
         assert rates == expected
         assert {name: pytest.approx(rate) for name, rate in logged.values[step].items()} == {
-            block: next(rates[id(p)] for p in module.get_submodule(block).parameters())
-            for block in logged.values[step]
+            block: next(rates[id(p)] for p in module.get_submodule(block).parameters()) for block in logged.values[step]
         }
 
 

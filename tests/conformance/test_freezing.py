@@ -1,0 +1,181 @@
+"""Laws 3 and 4: what is frozen stands still, and what the user froze stays so."""
+
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
+from lightning_ft_callbacks import BlockMap, DiscriminativeLR, GradualUnfreezing
+from nets import Net, Seen, loader, tensors, trainer
+from torch import nn
+from torch.optim import SGD
+
+HEAD_ONLY = [{"train": ["head"]}]
+
+
+def frozen_part(module: Net) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in tensors(module).items() if name.startswith("layers.")}
+
+
+@pytest.mark.parametrize("with_validation", [False, True])
+def test_frozen_blocks_are_bitwise_unchanged(with_validation: bool) -> None:
+    module = Net(lambda parameters: SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.1))
+    module.on_validation_model_train = lambda: module.train()  # type: ignore[method-assign]
+    before = frozen_part(module)
+    fit = trainer(GradualUnfreezing(HEAD_ONLY), max_epochs=3)
+    fit.fit(module, loader(), loader() if with_validation else None)
+    after = frozen_part(module)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert {id(p) for p in fit.optimizers[0].state} == {id(p) for p in module.head.parameters()}
+    assert all(parameter.grad is None for parameter in module.layers.parameters())
+
+
+@pytest.mark.parametrize("averaging", [StochasticWeightAveraging, EMAWeightAveraging])
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_averaging_callbacks_leave_frozen_blocks_unchanged(averaging: Any, ours_first: bool) -> None:
+    module = Net()
+    for _ in range(2):
+        module(torch.randn(8, 6))  # statistics that are not a new norm's
+    before = frozen_part(module)
+    callbacks = [GradualUnfreezing(HEAD_ONLY), DiscriminativeLR(0.5)]
+    swa = averaging is StochasticWeightAveraging
+    other = [averaging(swa_lrs=0.05, swa_epoch_start=0.4) if swa else averaging()]
+    trainer(*(callbacks + other if ours_first else other + callbacks), max_epochs=5).fit(module, loader())
+    # an exponential average of equal values rounds; it is what that callback leaves in the module at the end
+    rtol = 0.0 if swa else 1e-5
+    for name, tensor in frozen_part(module).items():
+        torch.testing.assert_close(tensor, before[name], rtol=rtol, atol=rtol)
+
+
+def test_what_a_phase_freezes_again_loses_its_optimizer_state_and_moves_no_more() -> None:
+    schedule = [{"train": ["*"], "epochs": 1}, {"train": ["head"]}]
+    module = Net()
+    seen = Seen(lambda *_: frozen_part(module))
+    fit = trainer(GradualUnfreezing(schedule), seen, max_epochs=3)
+    fit.fit(module, loader())
+    assert not torch.equal(seen.values[0]["layers.0.0.weight"], seen.values[3]["layers.0.0.weight"])
+    assert all(torch.equal(seen.values[3][name], tensor) for name, tensor in frozen_part(module).items())
+    assert len(fit.optimizers[0].state) == 2
+
+
+def test_after_fit_flags_and_modes_are_as_found() -> None:
+    module = Net()
+    module.layers[1][0].weight.requires_grad_(False)
+    module.layers[0].eval()
+    flags = {name: p.requires_grad for name, p in module.named_parameters()}
+    modes = {name: part.training for name, part in module.named_modules()}
+    trainer(GradualUnfreezing(), max_epochs=2).fit(module, loader(), loader())
+    assert {name: p.requires_grad for name, p in module.named_parameters()} == flags
+    assert {name: part.training for name, part in module.named_modules()} == modes
+
+
+def test_after_an_exception_flags_and_modes_are_as_found() -> None:
+    module = Net()
+    module.on_train_batch_end = lambda *_: 1 / 0  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):
+        trainer(GradualUnfreezing(), max_epochs=2).fit(module, loader())
+    assert all(parameter.requires_grad for parameter in module.parameters())
+    assert all(part.training for part in module.modules())
+
+
+@pytest.mark.parametrize("thaw", [False, True])
+def test_what_the_user_froze_stays_frozen_unless_asked(thaw: bool) -> None:
+    module = Net()
+    module.layers[2][0].weight.requires_grad_(False)
+    before = tensors(module)
+    trainer(GradualUnfreezing("full", thaw_frozen=thaw), max_epochs=1).fit(module, loader())
+    assert torch.equal(before["layers.2.0.weight"], module.layers[2][0].weight) is not thaw
+    assert not torch.equal(before["layers.2.0.bias"], module.layers[2][0].bias)
+
+
+def test_each_phase_trains_its_blocks_and_no_other() -> None:
+    module = Net()
+    seen = Seen(lambda *_: {name for name, p in module.named_parameters() if p.requires_grad})
+    trainer(GradualUnfreezing("chain_thaw"), seen, max_epochs=5).fit(module, loader())
+    blocks = [{".".join(name.split(".")[: 1 if "head" in name else 2]) for name in names} for names in seen.values]
+    assert blocks[::4] == [
+        {"head"},
+        {"layers.0"},
+        {"layers.1"},
+        {"layers.2"},
+        {"head", "layers.0", "layers.1", "layers.2"},
+    ]
+
+
+def test_equal_valued_parameters_are_kept_apart() -> None:
+    module = Net()
+    blocks = BlockMap.of(module)
+    assert sum(len(blocks.parameters(name)) for name in blocks.names) == len(list(module.parameters())) == 14
+
+
+def test_tied_weights_are_updated_once() -> None:
+    class Tied(Net):
+        def __init__(self) -> None:
+            super().__init__(lambda parameters: SGD(parameters, lr=0.1), dropout=0.0)
+            self.out = nn.Linear(2, 2)
+            self.out.weight = nn.Parameter(self.head.weight[:, :2].detach().clone())
+            self.tied = self.out
+
+        def forward(self, inputs: Any) -> Any:
+            return self.tied(self.out(super().forward(inputs)))
+
+    results = []
+    for callbacks in ([], [GradualUnfreezing("full"), DiscriminativeLR(1.0)]):
+        torch.manual_seed(0)
+        module = Tied()
+        trainer(*callbacks, max_epochs=1).fit(module, loader())
+        results.append(tensors(module))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_validate_before_fit_and_a_second_fit_work() -> None:
+    module = Net()
+    callback = GradualUnfreezing()
+    fit = trainer(callback, max_epochs=2)
+    fit.validate(module, loader(), verbose=False)
+    assert all(parameter.requires_grad for parameter in module.parameters())
+    fit.fit(module, loader())
+    assert callback.phase == 1
+    fit.fit_loop.max_epochs = 4
+    fit.fit(module, loader())
+    assert callback.phase == 3
+    trainer(callback, max_epochs=1).fit(Net(), loader())
+    assert callback.phase == 0
+
+
+def test_a_reentrant_checkpoint_above_a_frozen_part_is_refused() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    class Checkpointed(Net):
+        reentrant = True
+
+        def forward(self, inputs: Any) -> Any:
+            for layer in self.layers:
+                inputs = checkpoint(layer, inputs, use_reentrant=self.reentrant)
+            return self.head(inputs)
+
+    schedule = [{"train": ["head", "layers.2"]}]
+    with pytest.raises(RuntimeError, match=r"no gradient reaches layers\.2.*use_reentrant=False"):
+        trainer(GradualUnfreezing(schedule), max_epochs=1).fit(Checkpointed(), loader())
+    module = Checkpointed()
+    module.reentrant = False
+    before = tensors(module)
+    trainer(GradualUnfreezing(schedule), max_epochs=1).fit(module, loader())
+    assert not torch.equal(before["layers.2.0.weight"], module.layers[2][0].weight)
+
+
+def test_restore_best_ends_each_phase_with_its_best_weights() -> None:
+    module = Net(lambda parameters: SGD(parameters, lr=0.5))
+    losses = iter([3.0, 1.0, 2.0, 5.0, 5.0, 5.0])
+    module.validation_step = lambda *_: None  # type: ignore[method-assign]
+    module.on_validation_epoch_end = lambda: module.log("val/loss", next(losses))  # type: ignore[method-assign]
+    ends = []
+    module.on_train_epoch_end = lambda: ends.append(tensors(module))  # type: ignore[method-assign]
+    starts = []
+    module.on_train_batch_start = lambda batch, index: starts.append(tensors(module)) if index == 0 else None  # type: ignore[method-assign]
+    schedule = [{"train": ["head"], "plateau": {"monitor": "val/loss", "patience": 2}}, {"train": ["*"]}]
+    trainer(GradualUnfreezing(schedule, restore_best=True), max_epochs=5, num_sanity_val_steps=0).fit(
+        module, loader(), loader()
+    )
+    assert all(torch.equal(starts[4][name], ends[1][name]) for name in ends[1] if name.startswith("head"))
+    assert not torch.equal(ends[1]["head.weight"], ends[3]["head.weight"])

@@ -1,0 +1,108 @@
+"""Law 6: a run that was stopped after any batch and resumed ends as one that was not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning_ft_callbacks import DiscriminativeLR, GradualUnfreezing
+from nets import Net, loader, tensors, trainer
+from torch.optim import lr_scheduler as schedulers
+
+EPOCHS, BATCHES = 4, 4
+SCHEDULES: dict[str, Any] = {
+    "epochs": "gradual",
+    "steps": [{"train": ["head"], "steps": 3}, {"train": ["*"], "steps": 6}, {"train": ["layers.1", "head"]}],
+    "plateau": [
+        {"train": ["head"], "plateau": {"monitor": "val/loss", "patience": 1, "min_delta": 10.0}},
+        {"train": ["layers.2", "head"], "plateau": {"monitor": "val/loss", "patience": 1}},
+        {"train": ["*"]},
+    ],
+}
+
+
+class Save(Callback):
+    """Saves after each batch, and at each epoch's end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.save_checkpoint(self.folder / f"step{trainer.global_step}.ckpt")
+
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.save_checkpoint(self.folder / f"epoch{trainer.current_epoch}.ckpt")
+
+
+def run(schedule: Any, *callbacks: Callback, ckpt_path: Path | None = None) -> dict[str, torch.Tensor]:
+    """Train without dropout, over batches that do not depend on where a run begins, and return the weights."""
+    torch.manual_seed(0)
+    module = Net(
+        lambda parameters: torch.optim.AdamW(parameters, lr=0.02),
+        lambda o: {"scheduler": schedulers.OneCycleLR(o, 0.02, total_steps=EPOCHS * BATCHES), "interval": "step"},
+        dropout=0.0,
+    )
+    data = loader(num_samples=8 * BATCHES, batch_size=8)
+    every = list(data)
+    batches = torch.utils.data.DataLoader([every[0]] * BATCHES, batch_size=None)
+    fit = trainer(
+        GradualUnfreezing(schedule, ramp_steps=3, restore_best=schedule == SCHEDULES["plateau"]),
+        DiscriminativeLR(0.7),
+        *callbacks,
+        max_epochs=EPOCHS,
+        num_sanity_val_steps=0,
+    )
+    fit.fit(module, batches, batches, ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+    return tensors(module) | {
+        f"state {n}": torch.as_tensor(s["exp_avg_sq"]).clone() for n, s in enumerate(fit.optimizers[0].state.values())
+    }
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_resumed_run_ends_as_one_never_stopped(name: str, tmp_path: Path) -> None:
+    whole = run(SCHEDULES[name], Save(tmp_path))
+    checkpoints = sorted(tmp_path.glob("*.ckpt"))
+    assert len(checkpoints) == EPOCHS * BATCHES + EPOCHS
+    # saved between an epoch's last batch and its validation, Lightning resumes without that validation
+    skipped = {f"step{BATCHES * epoch}.ckpt" for epoch in range(1, EPOCHS + 1)} if name == "plateau" else set()
+    ended = {f"step{EPOCHS * BATCHES}.ckpt", f"epoch{EPOCHS - 1}.ckpt"}
+    for checkpoint in checkpoints:
+        if checkpoint.name in skipped | ended:
+            continue
+        resumed = run(SCHEDULES[name], ckpt_path=checkpoint)
+        assert resumed.keys() == whole.keys(), checkpoint.name
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole), checkpoint.name
+
+
+def test_phases_to_come_may_change_and_others_are_refused_with_the_difference(tmp_path: Path) -> None:
+    schedule = [{"train": ["head"], "epochs": 1}, {"train": ["layers.2", "head"], "epochs": 1}, {"train": ["*"]}]
+    run(schedule, Save(tmp_path))
+    checkpoint = tmp_path / "step6.ckpt"
+    run([*schedule[:2], {"train": ["layers.1", "head"]}], ckpt_path=checkpoint)
+    with pytest.raises(ValueError, match=r"phase 1 of this schedule is another: layers\.1 is trained in one"):
+        run(
+            [schedule[0], {"train": ["layers.*", "head"], "epochs": 1}][:1]
+            + [{"train": ["layers.1", "layers.2", "head"], "epochs": 1}, schedule[2]],
+            ckpt_path=checkpoint,
+        )
+    with pytest.raises(ValueError, match="ended by epochs=1 in it, and ends by epochs=2"):
+        run([{"train": ["head"], "epochs": 2}, *schedule[1:]], ckpt_path=checkpoint)
+
+
+def test_a_checkpoint_loads_without_the_callbacks_and_theirs_without_it(tmp_path: Path) -> None:
+    run("gradual", Save(tmp_path))
+    module = Net(dropout=0.0)
+    trainer(max_epochs=1).fit(module, loader())
+    plain = trainer(max_epochs=2)
+    plain.fit(Net(), loader())
+    plain.save_checkpoint(tmp_path / "plain.ckpt")
+    callback = GradualUnfreezing()
+    trainer(callback, max_epochs=4).fit(Net(), loader(), ckpt_path=tmp_path / "plain.ckpt", weights_only=True)
+    assert callback.phase == 1
+    trainer(max_epochs=4).fit(
+        Net(scheduler=lambda o: {"scheduler": schedulers.OneCycleLR(o, 0.02, total_steps=16), "interval": "step"}),
+        loader(),
+        ckpt_path=tmp_path / "step6.ckpt",
+        weights_only=True,
+    )
