@@ -23,6 +23,8 @@ from lightning_ft.results import print_results
 from lightning_ft.run_arguments import RUNS
 from lightning_ft.run_config import RunConfig
 from lightning_ft.run_folder import CHECKPOINTS, discard_unused, new_run_folder, run_folder_of
+from lightning_ft_callbacks import DiscriminativeLR as DiscriminativeLR  # a recipe may name the callbacks alone
+from lightning_ft_callbacks import GradualUnfreezing as GradualUnfreezing
 
 
 class Parser(LightningArgumentParser):

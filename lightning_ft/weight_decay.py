@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from lightning_ft_callbacks.weight_decay import decay_exempt
 from torch import nn
+
+from lightning_ft_callbacks.weight_decay import decay_exempt
 
 
 def decay_groups(module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import inspect
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from os.path import commonprefix
+from itertools import takewhile
 from typing import Any
 
 from torch import nn
@@ -108,14 +108,14 @@ def _timm_blocks(model: Any) -> Layout:
 
     Source: timm.models.group_with_matcher, https://github.com/huggingface/pytorch-image-models
     """
-    matcher = model.group_matcher(coarse=True)
+    matcher: Any = model.group_matcher(coarse=True)
     patterns: list[tuple[re.Pattern[str], int, tuple[float, ...]]] = []
     for ordinal, spec in enumerate(matcher.values() if isinstance(matcher, Mapping) else ()):
         for pattern, suffix in [(spec, None)] if isinstance(spec, str) else spec or ():
             patterns.append((re.compile(pattern), ordinal, suffix or ()))
 
     def group(name: str) -> tuple[float, ...]:
-        if not patterns:
+        if callable(matcher):
             found: Any = matcher(name)
             return tuple(found) if isinstance(found, Iterable) else (found,)
         for pattern, ordinal, suffix in patterns:
@@ -217,6 +217,6 @@ def _name(paths: list[str], position: str) -> str:
     layers = [path for path in paths if path.rpartition(".")[2].isdigit()]
     if len(layers) == 1:
         return layers[0]
-    parents = [path.rpartition(".")[0].split(".") for path in paths]
-    common = ".".join(commonprefix(parents))
+    levels = zip(*(path.split(".")[:-1] for path in paths), strict=False)
+    common = ".".join(names[0] for names in takewhile(lambda names: len(set(names)) == 1, levels))
     return f"{common}.{position}" if common else position

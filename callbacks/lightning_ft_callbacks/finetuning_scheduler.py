@@ -75,7 +75,7 @@ def blocks_of(schedule: FreezeSchedule, module: nn.Module) -> dict[str, tuple[st
     left = [name for name, _ in module.named_parameters()]
     every = tuple(left)
     found: dict[str, tuple[str, ...]] = {}
-    for block, entries in reversed((schedule.blocks or {}).items()):
+    for block, entries in reversed(list((schedule.blocks or {}).items())):
         inside: list[str] = []
         for entry in entries:
             matching = [name for name in every if name == entry or re.fullmatch(entry, name)]
@@ -86,4 +86,4 @@ def blocks_of(schedule: FreezeSchedule, module: nn.Module) -> dict[str, tuple[st
             inside += [name for name in matching if name in left]
             left = [name for name in left if name not in matching]
         found[block] = tuple(inside)
-    return ({"unlisted": tuple(left)} if left else {}) | dict(reversed(found.items()))
+    return ({"unlisted": tuple(left)} if left else {}) | dict(reversed(list(found.items())))

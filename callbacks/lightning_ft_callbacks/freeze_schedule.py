@@ -159,7 +159,7 @@ class FreezeSchedule:
         Raises:
             ValueError: If it is no preset and no file, with the nearest name.
         """
-        if isinstance(schedule, cls):
+        if isinstance(schedule, FreezeSchedule):
             return schedule
         if not isinstance(schedule, str | Path):
             return cls.from_dict({"phases": list(schedule)}, "schedule")
@@ -285,6 +285,10 @@ class FreezeSchedule:
             ValueError: If a pattern matches no block, with the nearest name.
         """
         return tuple(block_map.match(phase.train) for phase in self.phases)
+
+
+# a preset's name, a YAML file's path, phases, or the schedule itself
+ScheduleSpec = str | Sequence[Phase | Mapping[str, Any]] | FreezeSchedule
 
 
 def _check_keys(data: Mapping[str, Any], known: Sequence[str], place: str) -> None:

@@ -1,6 +1,6 @@
 """GradualUnfreezing: train few blocks first, and more of them phase by phase."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_ft_callbacks import finetuning_scheduler
 from lightning_ft_callbacks.block_callback import BlockCallback
 from lightning_ft_callbacks.blocks import BlockSpec
-from lightning_ft_callbacks.freeze_schedule import FreezeSchedule, Phase, Plateau
+from lightning_ft_callbacks.freeze_schedule import FreezeSchedule, Phase, Plateau, ScheduleSpec
 from lightning_ft_callbacks.freezing import Freezer
 from lightning_ft_callbacks.lost_gradients import GradientWatch
 from lightning_ft_callbacks.phase_progress import PhaseProgress
@@ -45,7 +45,7 @@ class GradualUnfreezing(BlockCallback):
 
     def __init__(
         self,
-        schedule: str | Sequence[Phase | Mapping[str, Any]] | FreezeSchedule = "gradual",
+        schedule: ScheduleSpec = "gradual",
         *,
         ramp_steps: int = 0,
         restore_best: bool = False,
@@ -298,7 +298,8 @@ class GradualUnfreezing(BlockCallback):
     def _restore_best(self) -> None:
         if self._best:
             now = self._restorable()
-            torch._foreach_copy_([now[name] for name in self._best], list(self._best.values()))
+            for name, best in self._best.items():
+                now[name].copy_(best)
             self._best = {}
 
     def _restorable(self) -> dict[str, Tensor]:

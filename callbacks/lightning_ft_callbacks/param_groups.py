@@ -106,7 +106,9 @@ class BlockRates:
         """Take what ``state_dict`` returned."""
         self._kept = {(group, block, exempt): _Kept(dict(own)) for group, block, exempt, own in state}
 
-    def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    def _before_step(
+        self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         self.restore()  # an update that raised may have left them split
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if closure is None:
@@ -121,7 +123,7 @@ class BlockRates:
 
         if "closure" in kwargs:
             return args, {**kwargs, "closure": then_split}
-        return (args[0], then_split, *args[2:]), kwargs
+        return (*args[:1], then_split, *args[2:]), kwargs
 
     def _split(self) -> None:
         if self._users is not None:  # a step that calls its parent class's step splits once

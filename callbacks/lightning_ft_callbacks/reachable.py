@@ -1,6 +1,7 @@
 """Whether a fit is long enough for all phases of its schedule."""
 
 from math import inf
+from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -21,7 +22,8 @@ def check_reachable(trainer: Trainer, schedule: FreezeSchedule) -> None:
     Raises:
         ValueError: If the user wrote the schedule; for a preset the phases are printed.
     """
-    if trainer.fast_dev_run or trainer.overfit_batches or trainer.limit_train_batches != 1.0:
+    options: Any = trainer  # which declares some of its options nowhere
+    if options.fast_dev_run or options.overfit_batches or options.limit_train_batches != 1.0:
         return
     starts = phase_starts(schedule, *fit_length(trainer))
     late = [number for number, start in enumerate(starts) if start is None]

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_ft_callbacks import BlockMap
 from torch import Tensor, nn
 
 from lightning_ft.features import FeatureInfo, Features
+from lightning_ft_callbacks import BlockMap
 
 
 class Backbone(nn.Module, ABC):

@@ -43,13 +43,13 @@ class Net(LightningModule):
             inputs = torch.relu(layer(inputs)) + inputs
         return self.head(inputs)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:  # noqa: ARG002
         inputs, target = batch
         loss = nn.functional.cross_entropy(self(inputs), target)
         self.log("train/loss", loss)
         return loss
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         inputs, target = batch
         self.log("val/loss", nn.functional.cross_entropy(self(inputs), target), sync_dist=True)
 

@@ -5,10 +5,11 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
-from lightning_ft_callbacks import BlockMap, DiscriminativeLR, GradualUnfreezing
 from nets import Net, Seen, loader, tensors, trainer
 from torch import nn
 from torch.optim import SGD
+
+from lightning_ft_callbacks import BlockMap, DiscriminativeLR, GradualUnfreezing
 
 HEAD_ONLY = [{"train": ["head"]}]
 
@@ -172,7 +173,7 @@ def test_restore_best_ends_each_phase_with_its_best_weights() -> None:
     ends = []
     module.on_train_epoch_end = lambda: ends.append(tensors(module))  # type: ignore[method-assign]
     starts = []
-    module.on_train_batch_start = lambda batch, index: starts.append(tensors(module)) if index == 0 else None  # type: ignore[method-assign]
+    module.on_train_batch_start = lambda _, index: starts.append(tensors(module)) if index == 0 else None  # type: ignore[method-assign]
     schedule = [{"train": ["head"], "plateau": {"monitor": "val/loss", "patience": 2}}, {"train": ["*"]}]
     trainer(GradualUnfreezing(schedule, restore_best=True), max_epochs=5, num_sanity_val_steps=0).fit(
         module, loader(), loader()

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from lightning_ft_callbacks import DiscriminativeLR, GradualUnfreezing
-from lightning_ft_callbacks.block_callback import BlockCallback
 from nets import Net, Seen, loader, tensors, trainer
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim import lr_scheduler as schedulers
+
+from lightning_ft_callbacks import DiscriminativeLR, GradualUnfreezing
+from lightning_ft_callbacks.block_callback import BlockCallback
 
 STEPS = 12
 SCHEDULERS: dict[str, Callable[[Optimizer], Any]] = {

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning_ft_callbacks import DiscriminativeLR, GradualUnfreezing
 from nets import Net, loader, tensors, trainer
 from torch.optim import lr_scheduler as schedulers
+
+from lightning_ft_callbacks import DiscriminativeLR, GradualUnfreezing
 
 EPOCHS, BATCHES = 4, 4
 SCHEDULES: dict[str, Any] = {
@@ -81,11 +82,7 @@ def test_phases_to_come_may_change_and_others_are_refused_with_the_difference(tm
     checkpoint = tmp_path / "step6.ckpt"
     run([*schedule[:2], {"train": ["layers.1", "head"]}], ckpt_path=checkpoint)
     with pytest.raises(ValueError, match=r"phase 1 of this schedule is another: layers\.1 is trained in one"):
-        run(
-            [schedule[0], {"train": ["layers.*", "head"], "epochs": 1}][:1]
-            + [{"train": ["layers.1", "layers.2", "head"], "epochs": 1}, schedule[2]],
-            ckpt_path=checkpoint,
-        )
+        run([schedule[0], {"train": ["layers.[12]", "head"], "epochs": 1}, schedule[2]], ckpt_path=checkpoint)
     with pytest.raises(ValueError, match="ended by epochs=1 in it, and ends by epochs=2"):
         run([{"train": ["head"], "epochs": 2}, *schedule[1:]], ckpt_path=checkpoint)
 

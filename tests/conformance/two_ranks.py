@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from lightning_ft_callbacks import DiscriminativeLR, GradualUnfreezing
 from nets import Net, loader, trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import SGD, lr_scheduler
 from torch.utils.data import DataLoader, Subset
+
+from lightning_ft_callbacks import DiscriminativeLR, GradualUnfreezing
 
 SCHEDULE = [
     {"train": ["head"], "steps": 3},
