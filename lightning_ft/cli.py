@@ -23,8 +23,12 @@ from lightning_ft.results import print_results
 from lightning_ft.run_arguments import RUNS
 from lightning_ft.run_config import RunConfig
 from lightning_ft.run_folder import CHECKPOINTS, discard_unused, new_run_folder, run_folder_of
+from lightning_ft.trainer import FineTuningTrainer
 from lightning_ft_callbacks import DiscriminativeLR as DiscriminativeLR  # a recipe may name the callbacks alone
 from lightning_ft_callbacks import GradualUnfreezing as GradualUnfreezing
+
+# the commands that start from a recipe; the others need a trained model
+TRAINING = ("fit", "plan")
 
 
 class Parser(LightningArgumentParser):
@@ -44,7 +48,7 @@ class Parser(LightningArgumentParser):
 
 
 class Command(LightningCLI):
-    """``lightning-ft fit``, ``validate``, ``test`` and ``predict``.
+    """``lightning-ft fit``, ``plan``, ``validate``, ``test`` and ``predict``.
 
     Beside Lightning's own keys a recipe needs the backbone, the head and the data: the number of classes and the task
     are taken from the data's labels, the tokenizer and the image size from the backbone.
@@ -60,6 +64,7 @@ class Command(LightningCLI):
         super().__init__(
             FineTuner,
             LightningDataModule,
+            trainer_class=FineTuningTrainer,
             subclass_mode_data=True,
             parser_class=Parser,
             parser_kwargs={"prog": "lightning-ft", "allow_abbrev": False, "description": __doc__},
@@ -68,6 +73,12 @@ class Command(LightningCLI):
             auto_configure_optimizers=False,
             args=list(arguments),
         )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the trainer's methods that are commands, with the arguments that are not options."""
+        commands = LightningCLI.subcommands()
+        return commands | {"plan": commands["fit"]}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments given; Lightning would warn that they are not ``sys.argv``."""
@@ -78,7 +89,7 @@ class Command(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if subcommand != "fit":
+        if subcommand not in TRAINING:
             parser.add_argument(
                 "--run",
                 type=str | None,
@@ -104,11 +115,11 @@ class Command(LightningCLI):
         checkpoint: dict[str, Any] | None = None
         if config.get("ckpt_path"):
             checkpoint = load_checkpoint(config.ckpt_path)
-            if self.subcommand == "fit":
+            if self.subcommand in TRAINING:
                 self.last_step = steps_logged(checkpoint)
             else:
                 rebuild_from(config, checkpoint)
-        elif self.subcommand != "fit":
+        elif self.subcommand not in TRAINING:
             raise ValueError(f"{self.subcommand} needs a trained model: give --run RUN_FOLDER or --ckpt_path FILE")
         data = build_data(config.data)
         labels = getattr(data, "labels", None)

@@ -7,3 +7,4 @@ from lightning_ft_callbacks.freeze_schedule import FreezeSchedule as FreezeSched
 from lightning_ft_callbacks.freeze_schedule import Phase as Phase
 from lightning_ft_callbacks.freeze_schedule import Plateau as Plateau
 from lightning_ft_callbacks.gradual_unfreezing import GradualUnfreezing as GradualUnfreezing
+from lightning_ft_callbacks.plan import FineTuningPlan as FineTuningPlan

@@ -33,6 +33,9 @@ class BlockCallback(Callback):
         """Return the blocks that were given to this callback; None where it was given none."""
         return self.blocks
 
+    def prepare(self, trainer: Trainer) -> None:
+        """Work out what follows from the blocks and the optimizers, before anybody asks for factors."""
+
     def rate_factor(self, block: str, group: Mapping[str, Any]) -> float:  # noqa: ARG002
         """Return the factor on a block's learning rate in one of the user's groups, asked at each update."""
         return 1.0
@@ -41,8 +44,13 @@ class BlockCallback(Callback):
         """Return the ``id`` of parameters that shall have no weight decay."""
         return frozenset()
 
-    def metrics(self) -> dict[str, float]:
-        """Return what is to be logged beside the rates."""
+    def metrics(self, step: int, rates: Mapping[str, float]) -> dict[str, float]:  # noqa: ARG002
+        """Return what is to be logged beside the rates.
+
+        Args:
+            step: Optimizer steps done.
+            rates: The blocks' rates in the last of them.
+        """
         return {}
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -53,16 +61,17 @@ class BlockCallback(Callback):
                 treat blocks differently.
         """
         check_strategy(trainer, type(self).__name__)
-        leader = _leader(trainer)
-        if leader is not self:
-            self.block_map = leader.block_map
+        if _leader(trainer) is not self:
             return
         callbacks = _all(trainer)
         specs = [spec for callback in callbacks if (spec := callback.block_spec(pl_module)) is not None]
         if any(spec != specs[0] for spec in specs):
             raise ValueError("two callbacks were given different blocks; give them to one, and they hold for all")
-        self.block_map = BlockMap.of(pl_module, specs[0] if specs else None)
-        owners = self.block_map.owners()
+        block_map = BlockMap.of(pl_module, specs[0] if specs else None)
+        for callback in callbacks:
+            callback.block_map = block_map
+            callback.prepare(trainer)
+        owners = block_map.owners()
         exempt = frozenset().union(*(callback.decay_exempt(pl_module) for callback in callbacks))
 
         def factor(block: str, group: Mapping[str, Any]) -> float:
@@ -75,6 +84,18 @@ class BlockCallback(Callback):
         for rates in self._rates:
             rates.attach()
 
+    def peak_rates(self, trainer: Trainer) -> dict[str, float]:
+        """Return each block's highest learning rate, at the peak of the schedule, of blocks that an optimizer holds."""
+        assert self.block_map is not None
+        owners = self.block_map.owners()
+        rates: dict[str, float] = {}
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                for block in {owners[id(p)] for p in group["params"] if id(p) in owners}:
+                    factor = prod(callback.rate_factor(block, group) for callback in _all(trainer))
+                    rates[block] = max(rates.get(block, 0.0), peak_rate(group) * factor)
+        return rates
+
     def on_train_batch_end(
         self,
         trainer: Trainer,
@@ -86,11 +107,17 @@ class BlockCallback(Callback):
         """Log ``lr/<block>`` and the callbacks' own values."""
         loop = trainer.fit_loop
         accumulates = trainer.lightning_module.automatic_optimization and loop._should_accumulate()
-        if _leader(trainer) is not self or not trainer._logger_connector.should_update_logs or accumulates:
+        if (
+            not trainer.loggers
+            or _leader(trainer) is not self
+            or not trainer._logger_connector.should_update_logs
+            or accumulates
+        ):
             return
-        metrics = {f"lr/{name}": rate for name, rate in self.block_rates().items()}
+        rates = self.block_rates()
+        metrics = {f"lr/{name}": rate for name, rate in rates.items()}
         for callback in _all(trainer):
-            metrics |= callback.metrics()
+            metrics |= callback.metrics(trainer.global_step, rates)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=loop.epoch_loop._batches_that_stepped)
 
@@ -133,6 +160,11 @@ class BlockCallback(Callback):
             rates.detach()
         self._rates = []
         self._restored_rates = None
+
+
+def peak_rate(group: Mapping[str, Any]) -> float:
+    """Return the rate that a group has where its schedule's factor is 1, or its highest under one with a peak."""
+    return float(group.get("max_lr", group.get("initial_lr", group["lr"])))
 
 
 def _all(trainer: Trainer) -> list[BlockCallback]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_ft_callbacks.block_callback import BlockCallback
+from lightning_ft_callbacks.block_callback import BlockCallback, peak_rate
 from lightning_ft_callbacks.blocks import BlockSpec
 from lightning_ft_callbacks.weight_decay import decay_exempt
 
@@ -62,20 +62,19 @@ class DiscriminativeLR(BlockCallback):
         self._scale: dict[str, float] = {}
         self._peaks: dict[int, float] = {}
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def prepare(self, trainer: Trainer) -> None:
         """Work out each block's scale.
 
         Raises:
             ValueError: If a pattern matches no block, two match one, or an optimizer cannot take rates by block.
         """
-        super().on_fit_start(trainer, pl_module)
         assert self.block_map is not None
         self._scale = self.block_scales(self.block_map.names)
         for pattern in self.scales or ():
             self.block_map.match([pattern])
         # before a checkpoint is loaded, whose groups may stand at a later point of the schedule
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        self._peaks = {id(group["params"]): float(_peak(group)) for group in groups}
+        self._peaks = {id(group["params"]): peak_rate(group) for group in groups}
         if self.high is not None and 0.0 in self._peaks.values():
             raise ValueError("high has no effect on an optimizer whose lr is 0")
         if self.weight_decay_exempt and not any("weight_decay" in o.defaults for o in trainer.optimizers):
@@ -115,8 +114,3 @@ class DiscriminativeLR(BlockCallback):
     def decay_exempt(self, module: LightningModule) -> frozenset[int]:
         """Return the parameters that are spared from weight decay."""
         return decay_exempt(module) if self.weight_decay_exempt else frozenset()
-
-
-def _peak(group: Mapping[str, Any]) -> Any:
-    """Return the rate that a group has where its schedule's factor is 1, or its highest under one with a peak."""
-    return group.get("max_lr", group.get("initial_lr", group["lr"]))

@@ -1,6 +1,7 @@
 """GradualUnfreezing: train few blocks first, and more of them phase by phase."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,12 +11,15 @@ from torch import Tensor
 
 from lightning_ft_callbacks import finetuning_scheduler
 from lightning_ft_callbacks.block_callback import BlockCallback
+from lightning_ft_callbacks.block_costs import costs_of_fit
 from lightning_ft_callbacks.blocks import BlockSpec
 from lightning_ft_callbacks.freeze_schedule import FreezeSchedule, Phase, Plateau, ScheduleSpec
 from lightning_ft_callbacks.freezing import Freezer
 from lightning_ft_callbacks.lost_gradients import GradientWatch
+from lightning_ft_callbacks.phase_picture import PhasePicture
 from lightning_ft_callbacks.phase_progress import PhaseProgress
-from lightning_ft_callbacks.reachable import check_reachable
+from lightning_ft_callbacks.plan import FineTuningPlan
+from lightning_ft_callbacks.reachable import check_reachable, fit_length
 from lightning_ft_callbacks.strategies import allow_recompiles, holders, rebuild
 
 
@@ -67,6 +71,8 @@ class GradualUnfreezing(BlockCallback):
         self._restored: dict[str, Any] | None = None
         self._trainer: Trainer | None = None
         self._watch = GradientWatch()
+        self._picture: PhasePicture | None = None
+        self._restored_history: Tensor | None = None
 
     @property
     def phase(self) -> int:
@@ -109,11 +115,16 @@ class GradualUnfreezing(BlockCallback):
             self._continue(self._restored)
         elif not continues:
             self._progress, self._best = PhaseProgress(), {}
+        self._restored_history = None if self._restored is None else self._restored.get("history")
         self._restored = None
         self._trainer = trainer
         self._freezer = Freezer(self.block_map, trainer.optimizers, thaw_frozen=self.thaw_frozen)
         self._check_held(trainer)
+        self._picture = PhasePicture(self.block_map.names)
+        if self._restored_history is not None:
+            self._picture.load(self._restored_history)
         allow_recompiles(len(self._plan.phases))
+        self._show_plan(trainer, pl_module)
         self._apply(trainer, pl_module)
 
     def on_train_batch_start(
@@ -169,9 +180,17 @@ class GradualUnfreezing(BlockCallback):
             return 1.0
         return self._progress.ramp(block, self._trainer.global_step, self.ramp_steps)
 
-    def metrics(self) -> dict[str, float]:
-        """Return the phase's number."""
+    def metrics(self, step: int, rates: Mapping[str, float]) -> dict[str, float]:
+        """Return the phase's number, and remember the rates for the picture."""
+        if self._picture is not None:
+            self._picture.add(step, rates)
         return {"phase": float(self.phase)}
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Draw the blocks' rates over the fit, ``phases.png``, beside what the first logger writes."""
+        folder = trainer.log_dir if trainer.loggers else None  # asked on all ranks, because it is broadcast
+        if self._picture is not None and folder is not None and trainer.is_global_zero and Path(folder).is_dir():
+            self._picture.draw(Path(folder) / "phases.png")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave flags and modes as they were found."""
@@ -188,17 +207,39 @@ class GradualUnfreezing(BlockCallback):
         state = super().state_dict()
         if self._progress is None or self._plan is None:
             return state
-        return state | {
-            "progress": self._progress.to_dict(),
-            "phases": [phase.to_dict() for phase in self._plan.phases],
-            "trained": [list(names) for names in self._trained],
-            "best": self._best,
-        }
+        return (
+            state
+            | {
+                "progress": self._progress.to_dict(),
+                "phases": [phase.to_dict() for phase in self._plan.phases],
+                "trained": [list(names) for names in self._trained],
+                "best": self._best,
+            }
+            | ({} if self._picture is None else {"history": self._picture.state()})
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what ``state_dict`` returned; the next fit goes on from there."""
         super().load_state_dict(state_dict)
         self._restored = state_dict if "progress" in state_dict else None
+
+    def _show_plan(self, trainer: Trainer, module: LightningModule) -> None:
+        """Print what each phase will train; costs are counted on all ranks, because a step may wait for the others."""
+        assert self.block_map is not None
+        assert self._plan is not None
+        epochs, steps_per_epoch = fit_length(trainer)
+        plan = FineTuningPlan.of(
+            module,
+            self._plan,
+            blocks=self.block_map,
+            lrs=self.peak_rates(trainer),
+            costs=costs_of_fit(trainer, module, self.block_map),
+            epochs=epochs,
+            steps_per_epoch=steps_per_epoch,
+            thaw_frozen=self.thaw_frozen,
+        )
+        if trainer.is_global_zero:
+            plan.show()
 
     def _continue(self, state: Mapping[str, Any]) -> None:
         """Go on where a checkpoint was saved.

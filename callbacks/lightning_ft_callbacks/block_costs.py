@@ -1,0 +1,166 @@
+"""BlockCosts: what a training step costs in each block, counted on one batch."""
+
+from collections.abc import Callable, Collection, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_ft_callbacks.blocks import BlockMap
+
+# copying a larger module only to count what it does may not fit in its memory
+MOST_BYTES = 4 * 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCosts:
+    """What the forward pass of one batch costs in each block.
+
+    Attributes:
+        operations: Multiplications and additions of the forward pass, by block.
+        activation_bytes: What autograd keeps of it for the backward pass [byte], by block.
+        other: Operations outside of all blocks.
+    """
+
+    operations: dict[str, int]
+    activation_bytes: dict[str, int]
+    other: int
+
+    def relative_time(self, names: Sequence[str], trained: Collection[str]) -> float:
+        """Return a step's operations over those of a step that trains everything.
+
+        The forward pass runs through all blocks. The backward pass ends at the lowest trained one: above it each
+        block computes the gradient of its input, and the trained ones that of their weights, as many operations each
+        as forward.
+
+        Args:
+            names: All blocks, input first.
+            trained: Those that are trained.
+        """
+        total = self.other + sum(self.operations.values())
+        passed = names[self._frontier(names, trained) :]
+        cost = total + self.other
+        cost += sum(self.operations[name] for name in passed)
+        cost += sum(self.operations[name] for name in passed if name in trained)
+        return cost / (total * 3 - self.other) if total else 1.0
+
+    def kept_bytes(self, names: Sequence[str], trained: Collection[str]) -> int:
+        """Return what autograd keeps for the backward pass down to the lowest trained block [byte]."""
+        return sum(self.activation_bytes[name] for name in names[self._frontier(names, trained) :])
+
+    @staticmethod
+    def _frontier(names: Sequence[str], trained: Collection[str]) -> int:
+        return next((index for index, name in enumerate(names) if name in trained), len(names))
+
+
+def count_costs(block_map: BlockMap, run: Callable[[], Any]) -> BlockCosts:
+    """Count what a forward pass costs in each block.
+
+    Args:
+        block_map: The blocks of the module that runs.
+        run: Runs it.
+    """
+    operations = dict.fromkeys(block_map.names, 0)
+    kept = dict.fromkeys(block_map.names, 0)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in block_map.root.parameters()}
+    seen: set[int] = set()
+    held: list[Tensor] = []  # so that no address is used twice
+    entered: list[tuple[str, int]] = []
+    counter = FlopCounterMode(display=False)
+
+    def enter(name: str) -> Callable[..., None]:
+        return lambda *_: entered.append((name, counter.get_total_flops()))
+
+    def leave(*_: Any) -> None:
+        name, before = entered.pop()
+        if not entered:
+            operations[name] += counter.get_total_flops() - before
+
+    def keep(tensor: Tensor) -> Tensor:
+        address = tensor.untyped_storage().data_ptr()
+        if entered and address not in weights and address not in seen:
+            seen.add(address)
+            held.append(tensor)
+            kept[entered[0][0]] += tensor.untyped_storage().nbytes()
+        return tensor
+
+    modules = dict(block_map.root.named_modules())
+    handles = []
+    for block in block_map:
+        for path in block.paths:
+            if path in modules:
+                handles.append(modules[path].register_forward_pre_hook(enter(block.name)))
+                handles.append(modules[path].register_forward_hook(leave))
+    try:
+        with torch.enable_grad(), counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    total = counter.get_total_flops()
+    return BlockCosts(operations, kept, total - sum(operations.values()))
+
+
+def costs_of_fit(trainer: Trainer, module: LightningModule, block_map: BlockMap) -> BlockCosts | None:
+    """Count what a training step of a fit costs, on a copy of the module and some samples, leaving no trace.
+
+    Args:
+        trainer: The trainer, in ``on_fit_start``.
+        module: Its module.
+        block_map: The module's blocks.
+
+    Returns:
+        The costs; None where they cannot be counted so: manual optimization, an iterable data set, a sharded or very
+        large module, a training step that does not run on a copy.
+    """
+    size = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+    sharded = isinstance(trainer.strategy, ModelParallelStrategy)
+    if not module.automatic_optimization or sharded or size > MOST_BYTES:
+        return None
+    try:
+        with isolate_rng():
+            trainer.fit_loop.setup_data()
+            batch = trainer.strategy.batch_to_device(_some_batch(trainer.train_dataloader))
+            copy: Any = _copy(module, trainer)
+            named = BlockMap(copy, block_map)
+            return count_costs(named, lambda: copy.training_step(batch, 0))
+    except Exception:  # a foreign step may need anything; the plan does without
+        return None
+
+
+def _some_batch(loader: Any) -> Any:
+    """Return the first samples of a data set as a batch, without the loader's workers and sampler.
+
+    Raises:
+        TypeError: If the loader is no DataLoader over samples with numbers.
+    """
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        raise TypeError("no data set with numbers")
+    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    if size is None:
+        return loader.dataset[0]
+    dataset: Any = loader.dataset
+    numbers = list(range(min(size, len(dataset))))
+    samples = dataset.__getitems__(numbers) if hasattr(dataset, "__getitems__") else [dataset[n] for n in numbers]
+    return loader.collate_fn(samples)
+
+
+def _copy(module: LightningModule, trainer: Trainer) -> Any:
+    """Return a copy in eval mode that logs nothing and is not compiled."""
+    copy: Any = deepcopy(module)  # which leaves the trainer out
+    for parameter in copy.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    copy.eval()
+    for part in copy.modules():
+        part._compiled_call_impl = None
+    copy._trainer = trainer
+    for name in ("log", "log_dict"):
+        copy.__dict__[name] = lambda *_, **__: None
+    return copy

@@ -1,0 +1,178 @@
+"""FineTuningPlan: what each phase will train, at which learning rates, until when, and at what cost."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import inf
+
+from torch import nn
+
+from lightning_ft_callbacks.block_costs import BlockCosts
+from lightning_ft_callbacks.blocks import BlockMap, BlockSpec
+from lightning_ft_callbacks.freeze_schedule import FreezeSchedule, ScheduleSpec
+from lightning_ft_callbacks.reachable import phase_starts
+
+FLOAT_BYTES = 4
+ADAM_STATES = 2
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedPhase:
+    """What a phase will train.
+
+    Attributes:
+        trained: The blocks' names, input first.
+        num_parameters: Scalar parameters that are trained.
+        share: Their share of all.
+        lrs: Lowest and highest learning rate of these blocks at the schedule's peak; None where it is not known.
+        ends: When it ends, in words.
+        start: The epoch in which it begins at the earliest; None if the fit ends before.
+        time: Operations of a step over those of a step that trains all; None where not counted.
+        memory: Weights, gradients, optimizer state, and activations of a batch where counted [byte].
+    """
+
+    trained: tuple[str, ...]
+    num_parameters: int
+    share: float
+    lrs: tuple[float, float] | None
+    ends: str
+    start: float | None
+    time: float | None
+    memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class FineTuningPlan:
+    """What a fine-tuning will do, before its first step; ``str`` is a table.
+
+    Attributes:
+        phases: The phases.
+        num_parameters: The module's scalar parameters.
+        never_trained: Blocks that no phase trains.
+        names: All blocks, input first.
+    """
+
+    phases: tuple[PlannedPhase, ...]
+    num_parameters: int
+    never_trained: tuple[str, ...]
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        module: nn.Module,
+        schedule: ScheduleSpec = "gradual",
+        *,
+        blocks: BlockSpec | BlockMap | None = None,
+        lrs: Mapping[str, float] | None = None,
+        costs: BlockCosts | None = None,
+        epochs: float = inf,
+        steps_per_epoch: float = inf,
+        optimizer_states: int = ADAM_STATES,
+        thaw_frozen: bool = False,
+    ) -> "FineTuningPlan":
+        """Work out the plan of a schedule.
+
+        Args:
+            module: The module.
+            schedule: As GradualUnfreezing takes it.
+            blocks: As ``BlockMap.of`` takes them, or a BlockMap.
+            lrs: Peak learning rates by block.
+            costs: What a step costs in each block.
+            epochs: Epochs of the fit.
+            steps_per_epoch: Optimizer steps an epoch.
+            optimizer_states: Values that the optimizer keeps for each trained one: 2 for Adam's kind.
+            thaw_frozen: Whether parameters that do not require gradients are trained with their block.
+
+        Raises:
+            ValueError: If the schedule or the blocks do not fit the module.
+        """
+        block_map = blocks if isinstance(blocks, BlockMap) else BlockMap.of(module, blocks)
+        plan = FreezeSchedule.of(schedule, block_map)
+        total = sum(parameter.numel() for parameter in module.parameters())
+        trainable = {
+            name: sum(p.numel() for p in block_map.parameters(name) if p.requires_grad or thaw_frozen)
+            for name in block_map.names
+        }
+        phases = []
+        starts = phase_starts(plan, epochs, steps_per_epoch)
+        for phase, trained, start in zip(plan.phases, plan.trained(block_map), starts, strict=True):
+            count = sum(trainable[name] for name in trained)
+            rates = [lrs[name] for name in trained if name in lrs] if lrs else []
+            memory = FLOAT_BYTES * (total + count * (1 + optimizer_states))
+            phases.append(
+                PlannedPhase(
+                    trained,
+                    count,
+                    count / total,
+                    (min(rates), max(rates)) if rates else None,
+                    phase.ends,
+                    start,
+                    costs.relative_time(block_map.names, trained) if costs else None,
+                    memory + (costs.kept_bytes(block_map.names, trained) if costs else 0),
+                )
+            )
+        ever = {name for phase in phases for name in phase.trained}
+        return cls(tuple(phases), total, tuple(n for n in block_map.names if n not in ever), block_map.names)
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return the table: a row of titles, then one a phase."""
+        rows = [("phase", "trains", "parameters", "lr at the peak", "begins", "ends", "time", "memory")]
+        for number, phase in enumerate(self.phases):
+            low, high = phase.lrs or (None, None)
+            rate = "" if low is None else f"{low:.2g}" if low == high else f"{low:.2g} to {high:.2g}"
+            rows.append(
+                (
+                    str(number),
+                    self._described(phase.trained),
+                    f"{phase.num_parameters:,} ({phase.share:.1%})",
+                    rate,
+                    "never" if phase.start is None else f"epoch {phase.start:g}",
+                    phase.ends,
+                    "" if phase.time is None else f"{phase.time:.0%}",
+                    f"{phase.memory / 1e6:,.0f} MB",
+                )
+            )
+        return rows
+
+    def notes(self) -> list[str]:
+        """Return what the table does not say."""
+        notes = []
+        if self.never_trained:
+            notes.append(f"never trained: {', '.join(self.never_trained)}")
+        if all(phase.time is not None for phase in self.phases):
+            notes.append("time: operations of a step over those of one that trains all; memory: with one batch")
+        else:
+            notes.append("time: not counted for this module; memory: without activations")
+        return notes
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([*lines, *self.notes()])
+
+    def show(self) -> None:
+        """Print it, as rich's table where that is installed."""
+        try:
+            from rich.console import Console
+            from rich.table import Table
+        except ImportError:
+            print(self)
+            return
+        titles, *rows = self.rows()
+        table = Table(*titles)
+        for row in rows:
+            table.add_row(*row)
+        console = Console()
+        console.print(table)
+        for note in self.notes():
+            console.print(note)
+
+    def _described(self, trained: tuple[str, ...]) -> str:
+        """Return blocks in few words: all, or the ends of a run of neighbours."""
+        if trained == self.names:
+            return "all"
+        first = self.names.index(trained[0])
+        if len(trained) > 2 and self.names[first : first + len(trained)] == trained:
+            return f"{trained[0]} to {trained[-1]}"
+        return ", ".join(trained)
