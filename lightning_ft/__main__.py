@@ -42,9 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def one_sentence(error: BaseException) -> str:
     """Return an error's message on one line; of one that a worker process raised, the last line of its traceback."""
-    from lightning_ft.config_errors import CLOSE, OPEN
+    from lightning_ft.config_errors import CLOSE, OPEN, said_by_class
 
     text = str(error.args[1] if isinstance(error, OSError) and len(error.args) > 1 and not error.filename else error)
+    text = said_by_class(text) or text
     text = text.replace(OPEN, "").replace(CLOSE, "")  # where no outer parser has taken them off
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if lines and "DataLoader worker process" in lines[0]:

@@ -156,6 +156,8 @@ class Command(LightningCLI):
         return super().instantiate_trainer(plugins=plugins, **kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
+        if self.subcommand == "plan":
+            config |= {"enable_model_summary": False, "enable_progress_bar": False}
         keeps = self.subcommand == "fit" and config.get("enable_checkpointing") is not False
         for callback in callbacks:
             if isinstance(callback, BestCheckpoint | LastCheckpoint) and self.run_folder is not None:

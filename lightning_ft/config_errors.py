@@ -33,10 +33,8 @@ def explain(message: str, parser: ArgumentParser, arguments: Sequence[str]) -> s
         key = re.search(r'Parser key "([^"]+)"', message)
         part = f"{key[1]}: " if key and explained[0].startswith("the following") else ""
         return part + explained[0]  # by the parser of a class inside
-    if found := re.search(
-        r"Errors:\s+- (?!Expected|Problem|Does not)(.+?)\s+- (?:Expected|Not a valid)", message, re.DOTALL
-    ):
-        return found[1]  # what a class says of its own arguments
+    if said := said_by_class(message):
+        return said
     entries = [*_file_entries(arguments), *_argument_entries(arguments)]
     if found := re.search(r"(?:Option|does not accept option) '([^']+)'", message):
         return _unknown_key(found[1], entries, parser, arguments)
@@ -213,3 +211,9 @@ def _homes() -> list[ModuleType]:
     import lightning_ft
 
     return [lightning_ft, lightning.pytorch.callbacks, torch.optim, torch.optim.lr_scheduler]
+
+
+def said_by_class(message: str) -> str | None:
+    """Return what a class says of its own arguments, out of jsonargparse's list of all types that did not fit."""
+    found = re.search(r"Errors:\s+- (?!Expected|Problem|Does not)(.+?)\s+- (?:Expected|Not a valid)", message, re.DOTALL)
+    return found[1] if found else None

@@ -78,6 +78,11 @@ class Freezer:
         self._set_modes(trained)
         return changed
 
+    @property
+    def found_training(self) -> bool:
+        """Whether all modules were in train mode when it was made."""
+        return all(self._found_modes.values())
+
     def enforce(self) -> None:
         """Put modes and statistics of frozen blocks right again, where validation or another callback changed them."""
         for module in self._frozen:

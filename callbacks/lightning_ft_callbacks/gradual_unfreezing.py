@@ -1,5 +1,6 @@
 """GradualUnfreezing: train few blocks first, and more of them phase by phase."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,9 @@ class GradualUnfreezing(BlockCallback):
         self._restored = None
         self._trainer = trainer
         self._freezer = Freezer(self.block_map, trainer.optimizers, thaw_frozen=self.thaw_frozen)
+        if self._freezer.found_training:
+            # Lightning's hint is meant for modules that somebody forgot in eval mode, and there is none
+            warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
         self._check_held(trainer)
         self._picture = PhasePicture(self.block_map.names)
         if self._restored_history is not None:
