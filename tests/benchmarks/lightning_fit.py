@@ -1,6 +1,7 @@
 """lightning_fit: training as ``lightning-ft fit`` sets it up."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,14 @@ class StepClock(Callback):
         self.clock.end_step()
 
 
-def lightning_fit(module: FineTuner, data: LightningDataModule, steps: int, folder: Path, **options: Any) -> Contender:
+def lightning_fit(
+    module: FineTuner,
+    data: LightningDataModule,
+    steps: int,
+    folder: Path,
+    callbacks: Sequence[Callback] = (),
+    **options: Any,
+) -> Contender:
     """Return a training by Lightning's trainer, with the command's loggers, checkpoints and progress bar.
 
     The progress bar draws for a terminal, into nothing.
@@ -53,6 +61,7 @@ def lightning_fit(module: FineTuner, data: LightningDataModule, steps: int, fold
         data: Its data.
         steps: Batches to train.
         folder: Where the run's folder is made.
+        callbacks: Further callbacks.
         options: Other arguments of the trainer.
     """
 
@@ -67,7 +76,7 @@ def lightning_fit(module: FineTuner, data: LightningDataModule, steps: int, fold
             limit_val_batches=1,
             log_every_n_steps=10,
             logger=[MetricsCSV(run), TensorBoardLogger(run.parent, name="", version=run.name)],
-            callbacks=[bar, best, last, StepClock(clock)],
+            callbacks=[bar, best, last, *callbacks, StepClock(clock)],
             plugins=[AtomicCheckpointIO()],
             **options,
         )

@@ -1,5 +1,6 @@
 """plain_loop: the same training in plain PyTorch."""
 
+from collections.abc import Callable
 from itertools import islice
 from types import SimpleNamespace
 
@@ -8,13 +9,16 @@ from clock import Clock, Contender
 from lightning_ft import FineTuner, FineTuningData
 
 
-def plain_loop(module: FineTuner, data: FineTuningData, steps: int) -> Contender:
+def plain_loop(
+    module: FineTuner, data: FineTuningData, steps: int, prepare: Callable[[FineTuner], object] | None = None
+) -> Contender:
     """Return a training by a loop with nothing in it but what trains, over the same batches as ``lightning_fit``.
 
     Args:
         module: Where backbone, head, optimizer and schedule are taken from.
         data: Where the loader is taken from.
         steps: Batches to train.
+        prepare: Called with the module before the first step.
     """
 
     def train(clock: Clock) -> None:
@@ -24,6 +28,8 @@ def plain_loop(module: FineTuner, data: FineTuningData, steps: int) -> Contender
         made = module.configure_optimizers()
         optimizer, schedule = made["optimizer"], made["lr_scheduler"]["scheduler"]
         module.train()
+        if prepare is not None:
+            prepare(module)
         for number, batch in enumerate(islice(data.train_dataloader(), steps)):
             if number == 0:
                 clock.begin()
