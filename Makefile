@@ -1,8 +1,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+CONFORMANCE := .conformance/venv
 
-.PHONY: demo test check docs benchmarks clean
+.PHONY: demo test check docs benchmarks conformance clean
 
 demo: $(INSTALLED)
 	$(BIN)/lightning-ft fit --config recipes/sentiment.yaml
@@ -28,6 +29,17 @@ docs: $(INSTALLED)
 benchmarks: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/throughput.py
 	$(BIN)/python tests/benchmarks/sentiment.py
+
+# Other tools stay out of the environment that the tests run in; what both need is seen, not installed twice.
+conformance: $(CONFORMANCE)/installed
+	$(CONFORMANCE)/bin/python tests/conformance/peers docs/conformance.md
+
+$(CONFORMANCE)/installed: $(INSTALLED) tests/conformance/peers/requirements.txt
+	$(BIN)/python -m venv $(CONFORMANCE)
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+	  > "$$($(CONFORMANCE)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/main.pth"
+	$(CONFORMANCE)/bin/python -m pip install --quiet --no-deps --requirement tests/conformance/peers/requirements.txt
+	touch $@
 
 # Made again only when what is to be installed has changed.
 $(INSTALLED): pyproject.toml requirements-demo.txt
