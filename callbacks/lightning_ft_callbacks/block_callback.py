@@ -65,7 +65,7 @@ class BlockCallback(Callback):
             return
         callbacks = _all(trainer)
         specs = [spec for callback in callbacks if (spec := callback.block_spec(pl_module)) is not None]
-        if any(spec != specs[0] for spec in specs):
+        if any(_written_out(spec) != _written_out(specs[0]) for spec in specs):
             raise ValueError("two callbacks were given different blocks; give them to one, and they hold for all")
         block_map = BlockMap.of(pl_module, specs[0] if specs else None)
         for callback in callbacks:
@@ -160,6 +160,13 @@ class BlockCallback(Callback):
             rates.detach()
         self._rates = []
         self._restored_rates = None
+
+
+def _written_out(spec: BlockSpec) -> list[tuple[str, list[str]]]:
+    """Return blocks as names and lists of paths, so that one way to write them equals another."""
+    if not isinstance(spec, Mapping):
+        return [(path, [path]) for path in spec]
+    return [(name, [paths] if isinstance(paths, str) else list(paths)) for name, paths in spec.items()]
 
 
 def peak_rate(group: Mapping[str, Any]) -> float:

@@ -160,6 +160,9 @@ def _copy(module: LightningModule, trainer: Trainer) -> Any:
     copy.eval()
     for part in copy.modules():
         part._compiled_call_impl = None
+        # a method that is bound to the instance, as torch.compile's are, would run the module and not its copy
+        for name in [name for name, value in vars(part).items() if callable(value) and hasattr(type(part), name)]:
+            del part.__dict__[name]
     copy._trainer = trainer
     for name in ("log", "log_dict"):
         copy.__dict__[name] = lambda *_, **__: None

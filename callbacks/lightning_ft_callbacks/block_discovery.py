@@ -22,6 +22,8 @@ def discover(module: nn.Module) -> Layout:
     Args:
         module: The module, whose paths they are.
     """
+    if isinstance(inside := module._modules.get("_orig_mod"), nn.Module):  # torch.compile's wrapper
+        return {name: tuple(f"_orig_mod.{path}" for path in paths) for name, paths in discover(inside).items()}
     if inspect.ismethod(own := getattr(module, "blocks", None)):
         listed: Any = own()
         pairs = listed.items() if isinstance(listed, Mapping) else ((path, path) for path in listed)
@@ -54,8 +56,7 @@ def _around_known(module: nn.Module) -> Layout:
     for name, child in module.named_children():
         if any(_is_known(part) for part in child.modules()):
             inner = discover(child)
-            level = "" if name == "_orig_mod" else f"{name}."
-            layout |= {f"{level}{block}": tuple(f"{name}.{path}" for path in paths) for block, paths in inner.items()}
+            layout |= {f"{name}.{block}": tuple(f"{name}.{path}" for path in paths) for block, paths in inner.items()}
         elif next(child.parameters(), None) is not None:
             beside.append(name)
     if beside:
@@ -65,16 +66,13 @@ def _around_known(module: nn.Module) -> Layout:
 
 def _children(module: nn.Module) -> Layout:
     """Return the children of a module that nobody knows, lists and Sequentials opened."""
-    while True:
-        children = [(name, child) for name, child in module.named_children() if _has_parameters(child)]
-        direct = [name for name, _ in module.named_parameters(recurse=False)]
-        if len(children) != 1 or direct:
-            break
+    children = [(name, child) for name, child in module.named_children() if _has_parameters(child)]
+    direct = [name for name, _ in module.named_parameters(recurse=False)]
+    if len(children) == 1 and not direct and any(map(_has_parameters, children[0][1].children())):
         # a wrapper's level: its only child is looked into
         name, child = children[0]
         inner = _children(child)
-        prefix = "" if name == "_orig_mod" else f"{name}."
-        return {f"{prefix}{block}": tuple(f"{name}.{path}" for path in paths) for block, paths in inner.items()}
+        return {f"{name}.{block}": tuple(f"{name}.{path}" for path in paths) for block, paths in inner.items()}
     layout: Layout = {_name(direct, "stem"): tuple(direct)} if direct else {}
     for name, child in children:
         if _is_stack(child):

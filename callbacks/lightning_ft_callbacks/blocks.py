@@ -67,6 +67,8 @@ class BlockMap(Sequence[Block]):
         elif isinstance(blocks, Mapping):
             layout = {name: (paths,) if isinstance(paths, str) else tuple(paths) for name, paths in blocks.items()}
         else:
+            if repeated := [path for path in blocks if list(blocks).count(path) > 1]:
+                raise ValueError(f"{repeated[0]!r} is listed twice (blocks)")
             layout = {path: (path,) for path in blocks}
         return cls(module, (Block(name, tuple(paths)) for name, paths in layout.items()))
 
@@ -214,7 +216,8 @@ def _without_tied(root: nn.Module, layout: Layout) -> Layout:
                 own.append(path)
             seen |= inside
         if own:
-            kept[name] = tuple(own)
+            alone = len(own) == 1 and len(paths) > 1 and name not in paths
+            kept[own[0] if alone else name] = tuple(own)
     return kept
 
 

@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from torch.optim import LBFGS
 
 from lightning_ft_callbacks.block_callback import BlockCallback, peak_rate
 from lightning_ft_callbacks.blocks import BlockSpec
@@ -51,9 +52,14 @@ class DiscriminativeLR(BlockCallback):
             raise ValueError("low needs high, the rate of the last block")
         if decay is not None and not 0 < decay <= 1:
             raise ValueError(f"expected decay to be in (0, 1], but got {decay}")
-        for name, value in (("low", low), ("high", high), *(scales or {}).items()):
-            if value is not None and not value >= 0:
-                raise ValueError(f"expected {name} to be at least 0, but got {value}")
+        for name, value in (("low", low), ("high", high)):
+            if value is not None and not value > 0:
+                raise ValueError(f"expected {name} to be positive, but got {value}")
+        if scales is not None and not scales:
+            raise ValueError("scales has no pattern, so it has no effect")
+        for name, value in (scales or {}).items():
+            if not value >= 0:
+                raise ValueError(f"expected the scale of {name!r} to be at least 0, but got {value}")
         self.decay = DECAY if not ways else decay
         self.low = low
         self.high = high
@@ -77,6 +83,9 @@ class DiscriminativeLR(BlockCallback):
         self._peaks = {id(group["params"]): peak_rate(group) for group in groups}
         if self.high is not None and 0.0 in self._peaks.values():
             raise ValueError("high has no effect on an optimizer whose lr is 0")
+        differ = self.high is not None or any(scale != 1.0 for scale in self._scale.values())
+        if differ and any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
+            raise ValueError("LBFGS takes a single parameter group, so its blocks cannot have rates of their own")
         if self.weight_decay_exempt and not any("weight_decay" in o.defaults for o in trainer.optimizers):
             raise ValueError("weight_decay_exempt=True has no effect: no optimizer has a weight_decay")
 

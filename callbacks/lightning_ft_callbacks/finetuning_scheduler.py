@@ -37,7 +37,7 @@ def schedule_of(data: Mapping[int, Any], place: str) -> FreezeSchedule:
     if numbers != list(range(len(numbers))):
         raise ValueError(f"{place}: expected phases 0 to {len(numbers) - 1}, but got {numbers}")
     phases: list[Phase] = []
-    begun = 0
+    begun: int | None = 0
     for number in numbers:
         spec = data[number]
         if not isinstance(spec, Mapping) or not spec.get("params"):
@@ -50,10 +50,16 @@ def schedule_of(data: Mapping[int, Any], place: str) -> FreezeSchedule:
         train = [f"phase_{earlier}" for earlier in range(number + 1)]
         until = spec.get("max_transition_epoch")
         if until is not None and until >= 0 and number < numbers[-1]:
+            if begun is None or until <= begun:
+                after = "a phase that ends by a plateau" if begun is None else f"epoch {begun}"
+                raise ValueError(
+                    f"{place}, phase {number}: max_transition_epoch={until} has no counterpart after {after}"
+                )
             phases.append(Phase(train, epochs=until - begun))
             begun = until
         else:
             phases.append(Phase(train, plateau=DEFAULT_PLATEAU) if number < numbers[-1] else Phase(train))
+            begun = None
     blocks = {f"phase_{number}": tuple(data[number]["params"]) for number in reversed(numbers)}
     return FreezeSchedule(phases, preset=None, blocks=blocks)
 
@@ -78,7 +84,10 @@ def blocks_of(schedule: FreezeSchedule, module: nn.Module) -> dict[str, tuple[st
     for block, entries in reversed(list((schedule.blocks or {}).items())):
         inside: list[str] = []
         for entry in entries:
-            matching = [name for name in every if name == entry or re.fullmatch(entry, name)]
+            try:
+                matching = [name for name in every if name == entry or re.fullmatch(entry, name)]
+            except re.error as error:
+                raise ValueError(f"{block}: {entry!r} is no regular expression: {error}") from error
             if not matching:
                 near = get_close_matches(entry, every, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""

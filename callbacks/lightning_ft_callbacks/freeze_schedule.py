@@ -33,6 +33,10 @@ class Plateau:
     min_delta: float = 0.0
 
     def __post_init__(self) -> None:
+        kinds: dict[str, type | tuple[type, ...]] = {"monitor": str, "patience": int, "min_delta": (int, float)}
+        for name, kind in kinds.items():
+            if not isinstance(value := getattr(self, name), kind) or isinstance(value, bool):
+                raise ValueError(f"Plateau's {name} cannot be {value!r}")
         if self.mode not in ("min", "max"):
             raise ValueError(f"expected Plateau's mode to be 'min' or 'max', but got {self.mode!r}")
         if self.patience < 1:
@@ -75,6 +79,10 @@ class Phase:
     ) -> None:
         if isinstance(train, str):
             raise ValueError(f"expected train to be a list of patterns, but got {train!r}; write [{train!r}]")
+        if not isinstance(train, Sequence) or not all(isinstance(pattern, str) for pattern in train):
+            raise ValueError(f"expected train to be a list of patterns, but got {train!r}")
+        if plateau is not None and not isinstance(plateau, Plateau):
+            raise ValueError(f"expected plateau to have a monitor, but got {plateau!r}")
         values = {"train": tuple(train), "epochs": epochs, "steps": steps, "plateau": plateau}
         for name, value in values.items():
             object.__setattr__(self, name, value)
@@ -247,7 +255,10 @@ class FreezeSchedule:
         """
         _check_keys(data, ("phases",), place)
         phases = []
-        for number, phase in enumerate(data.get("phases") or ()):
+        listed = data.get("phases") or ()
+        if not isinstance(listed, Sequence) or isinstance(listed, str):
+            raise ValueError(f"{place}: expected phases to be a list, but got {listed!r}")
+        for number, phase in enumerate(listed):
             if isinstance(phase, Phase):
                 phases.append(phase)
                 continue

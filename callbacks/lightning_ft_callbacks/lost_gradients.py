@@ -35,6 +35,9 @@ class GradientWatch:
         """Watch the forward pass that comes, if it is to be looked at."""
         if not self._due or block_map is None or self._handles:
             return
+        if any(_is_compiled(module) for module in block_map.root.modules()):
+            self._due = False  # hooks would have all compiled again without them, and torch.compile keeps gradients
+            return
         self._parameters = {
             name: [parameter for parameter in block_map.parameters(name) if parameter.requires_grad] for name in trained
         }
@@ -74,3 +77,8 @@ class GradientWatch:
                 self._ran_without.add(name)
 
         return note
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    compiled = module._compiled_call_impl or getattr(module, "_compiler_ctx", None)
+    return compiled is not None or "_orig_mod" in module._modules

@@ -1,6 +1,6 @@
 """Whether a fit is long enough for all phases of its schedule."""
 
-from math import inf
+from math import ceil, inf
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -23,7 +23,9 @@ def check_reachable(trainer: Trainer, schedule: FreezeSchedule) -> None:
         ValueError: If the user wrote the schedule; for a preset the phases are printed.
     """
     options: Any = trainer  # which declares some of its options nowhere
-    if options.fast_dev_run or options.overfit_batches or options.limit_train_batches != 1.0:
+    limit = options.limit_train_batches  # 1.0 is all of them, 1 a single one
+    limited = isinstance(limit, int) or limit != 1.0
+    if options.fast_dev_run or options.overfit_batches or limited:
         return
     starts = phase_starts(schedule, *fit_length(trainer))
     late = [number for number, start in enumerate(starts) if start is None]
@@ -44,10 +46,11 @@ def check_reachable(trainer: Trainer, schedule: FreezeSchedule) -> None:
 
 def fit_length(trainer: Trainer) -> tuple[float, float]:
     """Return a fit's epochs and its optimizer steps an epoch; infinite or NaN where nobody knows."""
+    trainer.fit_loop.setup_data()
     epochs = inf if trainer.max_epochs in (None, -1) else float(trainer.max_epochs or 0)
     total = float(trainer.estimated_stepping_batches)
     batches = trainer.num_training_batches
-    per_epoch = batches / trainer.accumulate_grad_batches if batches not in (0, inf) else inf
+    per_epoch = ceil(batches / trainer.accumulate_grad_batches) if batches not in (0, inf) else inf
     if trainer.max_steps >= 0 and per_epoch != inf:
         epochs = min(epochs, trainer.max_steps / per_epoch)
     elif epochs != inf and total != inf:

@@ -1,0 +1,113 @@
+"""The plan: what each phase trains, what it costs, and that making it leaves no trace."""
+
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from nets import Net, loader, tensors, trainer
+from torch import nn
+from torch.optim import SGD
+
+from lightning_ft_callbacks import BlockMap, DiscriminativeLR, FineTuningPlan, GradualUnfreezing, Phase
+from lightning_ft_callbacks.block_costs import BlockCosts, count_costs
+
+COSTS = BlockCosts({"a": 10, "b": 20, "c": 30, "d": 0}, {"a": 1, "b": 2, "c": 4, "d": 8}, other=0)
+
+
+@pytest.mark.parametrize(
+    ("trained", "operations"),
+    [("a b c d", 180), ("d", 60), ("c d", 120), ("c", 120), ("b c d", 160), ("b", 60 + 50 + 20), ("a", 60 + 60 + 10)],
+)
+def test_the_backward_pass_ends_at_the_lowest_trained_block(trained: str, operations: int) -> None:
+    assert COSTS.relative_time(["a", "b", "c", "d"], trained.split()) == pytest.approx(operations / 180)
+
+
+def test_activations_are_kept_from_the_lowest_trained_block_on() -> None:
+    assert COSTS.kept_bytes(["a", "b", "c", "d"], ["c"]) == 12
+
+
+def test_operations_are_those_of_the_matrix_products() -> None:
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    costs = count_costs(BlockMap.of(module), lambda: module(torch.zeros(5, 4)))
+    assert costs.operations == {"0": 2 * 5 * 4 * 8, "2": 2 * 5 * 8 * 2}
+    assert costs.other == 0
+
+
+def test_the_plan_says_what_each_phase_trains() -> None:
+    module = Net()
+    schedule = [Phase(["head"], epochs=2), Phase(["layers.[12]", "head"], steps=6)]
+    plan = FineTuningPlan.of(module, schedule, lrs={"head": 0.1, "layers.2": 0.05}, epochs=9, steps_per_epoch=4)
+    first, second = plan.phases
+    assert (first.trained, first.num_parameters, first.start) == (("head",), 14, 0.0)
+    assert (second.trained, second.start, second.lrs) == (("layers.1", "layers.2", "head"), 2.0, (0.05, 0.1))
+    assert first.share == pytest.approx(14 / sum(p.numel() for p in module.parameters()))
+    assert plan.never_trained == ("layers.0",)
+    assert "never trained: layers.0" in str(plan)
+    assert "after 6 steps" in str(plan)
+
+
+def test_weights_gradients_and_adams_state_are_counted() -> None:
+    module = Net()
+    total = sum(p.numel() for p in module.parameters())
+    (phase,) = FineTuningPlan.of(module, [Phase(["head"])]).phases
+    assert phase.memory == 4 * (total + 3 * 14)
+
+
+def test_it_is_printed_before_the_first_step(capsys: pytest.CaptureFixture[str]) -> None:
+    module = Net()
+    module.on_train_batch_start = lambda *_: print("first step")  # type: ignore[method-assign]
+    trainer(GradualUnfreezing("lp_ft"), DiscriminativeLR(0.5), max_epochs=2).fit(module, loader())
+    printed = capsys.readouterr().out
+    assert printed.index("head") < printed.index("first step")
+    assert "0.0013" in printed.replace("0.00125", "0.0013")
+
+
+def test_making_it_leaves_no_trace() -> None:
+    class Stateful(Net):
+        calls = 0
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            self.calls += 1
+            return super().training_step(batch, batch_idx)
+
+    results = []
+    for callbacks in ([], [GradualUnfreezing("full")]):
+        torch.manual_seed(0)
+        module = Stateful(lambda parameters: SGD(parameters, lr=0.1))
+        shuffled = torch.utils.data.DataLoader(loader().dataset, batch_size=8, shuffle=True)
+        trainer(*callbacks, max_epochs=2).fit(module, shuffled)
+        results.append(tensors(module) | {"calls": torch.tensor(module.calls)})
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_a_step_that_does_not_run_on_a_copy_costs_nobody_anything(capsys: pytest.CaptureFixture[str]) -> None:
+    class Picky(Net):
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise TypeError("not to be copied")
+
+    trainer(GradualUnfreezing("full"), max_epochs=1).fit(Picky(), loader())
+    assert "time: not counted for this module" in capsys.readouterr().out
+
+
+def test_the_picture_is_drawn_beside_the_log(tmp_path: Any) -> None:
+    from PIL import Image
+
+    logger = CSVLogger(tmp_path)
+    trainer(GradualUnfreezing(), DiscriminativeLR(0.5), max_epochs=4, logger=logger).fit(Net(), loader())
+    with Image.open(tmp_path / "lightning_logs" / "version_0" / "phases.png") as picture:
+        pixels = torch.tensor(list(picture.convert("RGB").getdata()))
+    assert len(pixels.unique(dim=0)) > 20  # drawn, and in colours
+
+
+def test_a_resumed_run_draws_the_whole_fit(tmp_path: Any) -> None:
+    first = GradualUnfreezing()
+    fit = trainer(first, max_epochs=2, logger=CSVLogger(tmp_path / "a"))
+    fit.fit(Net(), loader())
+    fit.save_checkpoint(tmp_path / "two.ckpt")
+    second = GradualUnfreezing()
+    trainer(second, max_epochs=4, logger=CSVLogger(tmp_path / "b")).fit(
+        Net(), loader(), ckpt_path=tmp_path / "two.ckpt", weights_only=True
+    )
+    assert second._picture is not None
+    assert second._picture.steps == list(range(1, 17))
