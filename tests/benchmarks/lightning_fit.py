@@ -50,6 +50,8 @@ def lightning_fit(
     steps: int,
     folder: Path,
     callbacks: Sequence[Callback] = (),
+    *,
+    progress: bool = True,
     **options: Any,
 ) -> Contender:
     """Return a training by Lightning's trainer, with the command's loggers, checkpoints and progress bar.
@@ -62,6 +64,7 @@ def lightning_fit(
         steps: Batches to train.
         folder: Where the run's folder is made.
         callbacks: Further callbacks.
+        progress: Whether to draw a bar; rich's one console holds a single bar in a process.
         options: Other arguments of the trainer.
     """
 
@@ -69,14 +72,16 @@ def lightning_fit(
         run = new_run_folder(folder)
         best, last = BestCheckpoint(), LastCheckpoint()
         best.dirpath = last.dirpath = str(run / CHECKPOINTS)
-        bar = RichProgressBar(console_kwargs={"file": NOWHERE, "force_terminal": True, "width": 120})
+        console = {"file": NOWHERE, "force_terminal": True, "width": 120}
+        bars = [RichProgressBar(console_kwargs=console)] if progress else []
         trainer = Trainer(
             max_epochs=1,
             limit_train_batches=steps,
             limit_val_batches=1,
             log_every_n_steps=10,
             logger=[MetricsCSV(run), TensorBoardLogger(run.parent, name="", version=run.name)],
-            callbacks=[bar, best, last, *callbacks, StepClock(clock)],
+            enable_progress_bar=progress,
+            callbacks=[*bars, best, last, *callbacks, StepClock(clock)],
             plugins=[AtomicCheckpointIO()],
             **options,
         )

@@ -85,7 +85,7 @@ def parts(seed: int, batch_size: int) -> tuple[FineTuner, TextClassificationData
 def fit(callbacks: Any, seed: int, steps: int, batch_size: int, folder: Path) -> Contender:
     """Return a fit with callbacks, which ``callbacks()`` makes."""
     module, data = parts(seed, batch_size)
-    return lightning_fit(module, data, steps, folder, callbacks(), accelerator="cpu")
+    return lightning_fit(module, data, steps, folder, callbacks(), progress=False, accelerator="cpu")
 
 
 def plain(seed: int, steps: int, batch_size: int, folder: Path) -> Contender:  # noqa: ARG001
