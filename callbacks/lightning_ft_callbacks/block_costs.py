@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -61,7 +62,7 @@ class BlockCosts:
 
 
 def count_costs(block_map: BlockMap, run: Callable[[], Any]) -> BlockCosts:
-    """Count what a forward pass costs in each block.
+    """Count what a forward pass costs in each block, keeping nothing of it for a backward pass.
 
     Args:
         block_map: The blocks of the module that runs.
@@ -69,9 +70,9 @@ def count_costs(block_map: BlockMap, run: Callable[[], Any]) -> BlockCosts:
     """
     operations = dict.fromkeys(block_map.names, 0)
     kept = dict.fromkeys(block_map.names, 0)
-    weights = {parameter.untyped_storage().data_ptr() for parameter in block_map.root.parameters()}
-    seen: set[int] = set()
-    held: list[Tensor] = []  # so that no address is used twice
+    weights = {parameter.untyped_storage()._cdata for parameter in block_map.root.parameters()}
+    # a weak reference lets go of the memory, and keeps others from being taken for the same
+    seen: dict[int, StorageWeakRef] = {}
     entered: list[tuple[str, int]] = []
     counter = FlopCounterMode(display=False)
 
@@ -83,13 +84,11 @@ def count_costs(block_map: BlockMap, run: Callable[[], Any]) -> BlockCosts:
         if not entered:
             operations[name] += counter.get_total_flops() - before
 
-    def keep(tensor: Tensor) -> Tensor:
-        address = tensor.untyped_storage().data_ptr()
-        if entered and address not in weights and address not in seen:
-            seen.add(address)
-            held.append(tensor)
-            kept[entered[0][0]] += tensor.untyped_storage().nbytes()
-        return tensor
+    def keep(tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if entered and storage._cdata not in weights and storage._cdata not in seen:
+            seen[storage._cdata] = StorageWeakRef(storage)
+            kept[entered[0][0]] += storage.nbytes()
 
     modules = dict(block_map.root.named_modules())
     handles = []
@@ -99,13 +98,17 @@ def count_costs(block_map: BlockMap, run: Callable[[], Any]) -> BlockCosts:
                 handles.append(modules[path].register_forward_pre_hook(enter(block.name)))
                 handles.append(modules[path].register_forward_hook(leave))
     try:
-        with torch.enable_grad(), counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        with torch.enable_grad(), counter, torch.autograd.graph.saved_tensors_hooks(keep, _no_backward):
             run()
     finally:
         for handle in handles:
             handle.remove()
     total = counter.get_total_flops()
     return BlockCosts(operations, kept, total - sum(operations.values()))
+
+
+def _no_backward(_: None) -> Tensor:
+    raise RuntimeError("a forward pass is being counted, of which nothing is kept for a backward pass")
 
 
 def costs_of_fit(trainer: Trainer, module: LightningModule, block_map: BlockMap) -> BlockCosts | None:

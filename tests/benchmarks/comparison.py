@@ -16,20 +16,20 @@ class Goal:
     Attributes:
         of: The contender.
         against: The one that it is compared with.
-        at_least: Its samples per second over theirs.
+        at_least: Its samples per second over theirs; None where they are the same, to see what noise makes of that.
         window: Steps compared at a time, where both train on batches of the same size; None for a whole round.
         multiple: A round's steps must be a multiple of so many for the ratio to say anything.
     """
 
     of: str
     against: str
-    at_least: float
+    at_least: float | None
     window: int | None = None
     multiple: int = 1
 
     def holds(self, ratios: Sequence[float], steps: int) -> bool | None:
-        """Tell whether ratios meet the goal; None where the round had a number of steps that says nothing."""
-        return None if steps % self.multiple else median(ratios) >= self.at_least
+        """Tell whether ratios meet the goal; None without one, or where a round's number of steps says nothing."""
+        return None if self.at_least is None or steps % self.multiple else median(ratios) >= self.at_least
 
 
 @dataclass(slots=True)
@@ -78,6 +78,7 @@ class Comparison:
         goals = Table("ratio", "median", "quartiles", "by processor time", "compared", "goal", "holds")
         for goal, ratios, cpu_ratios in zip(self.goals, self.ratios, self.cpu_ratios, strict=True):
             low, _, high = quartiles(ratios)
+            unsaid = "" if goal.at_least is None else f"needs {goal.multiple} steps"
             each = "whole rounds" if goal.window is None else f"{goal.window} steps"
             goals.add_row(
                 f"{goal.of} / {goal.against}",
@@ -85,8 +86,8 @@ class Comparison:
                 f"{low:.3f} .. {high:.3f}",
                 f"{median(cpu_ratios):.3f}",
                 f"{len(ratios)} x {each}",
-                f">= {goal.at_least}",
-                {True: "yes", False: "NO", None: f"needs {goal.multiple} steps"}[goal.holds(ratios, self.steps)],
+                "" if goal.at_least is None else f">= {goal.at_least}",
+                {True: "yes", False: "NO", None: unsaid}[goal.holds(ratios, self.steps)],
             )
         return [speeds, goals]
 

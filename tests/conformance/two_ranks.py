@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.overrides.distributed import _register_ddp_comm_hook
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from nets import Net, loader, trainer
 from torch import Tensor
+from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as powersgd
 from torch.distributed.tensor import DTensor
 from torch.optim import SGD, lr_scheduler
 from torch.utils.data import DataLoader, Subset
@@ -21,6 +24,21 @@ SCHEDULE = [
     {"train": ["layers.1"], "epochs": 1},
     {"train": ["*"]},
 ]
+EPOCHS = 6
+
+
+class PowerSGD(DDPStrategy):
+    """Compresses gradients; Lightning registers a communication hook on CUDA alone, though gloo has them too."""
+
+    def __init__(self) -> None:
+        state = powersgd.PowerSGDState(None, matrix_approximation_rank=1, start_powerSGD_iter=2)
+        state.min_compression_rate = 1.0  # compresses the smallest weights too
+        super().__init__(ddp_comm_state=state, ddp_comm_hook=powersgd.powerSGD_hook)
+
+    def _register_ddp_hooks(self) -> None:
+        _register_ddp_comm_hook(self.model, self._ddp_comm_state, self._ddp_comm_hook)
+
+
 STRATEGIES: dict[str, Any] = {
     "one": lambda: "auto",
     "ddp": lambda: "ddp",
@@ -28,15 +46,18 @@ STRATEGIES: dict[str, Any] = {
     "find_unused": lambda: "ddp_find_unused_parameters_true",
     "static_graph": lambda: DDPStrategy(static_graph=True),
     "bucket_view": lambda: DDPStrategy(gradient_as_bucket_view=True),
+    "powersgd": PowerSGD,
     "fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
+    "two_optimizers": lambda: "ddp",
+    "one_two_optimizers": lambda: "auto",
+    "saved": lambda: "ddp",
 }
-EPOCHS = 6
 
 
 class Ranked(Net):
     """Writes its weights when the fit ends; without dropout and batch norm, so that ranks equal one process."""
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, *, same_batches: bool = False) -> None:
         torch.manual_seed(0)
         super().__init__(
             partial(SGD, lr=0.1, momentum=0.9),
@@ -45,11 +66,14 @@ class Ranked(Net):
             norm=False,
         )
         self.out = out
+        self.same_batches = same_batches
 
     def train_dataloader(self) -> DataLoader:
-        """Return batches of 8 for all ranks together."""
+        """Return batches of 8 for all ranks together, each the same again if a run is to be stopped within an epoch."""
         ranks = self.trainer.world_size
         mine = range(self.global_rank, 32, ranks)
+        if self.same_batches:
+            mine = list(mine)[: 8 // ranks] * 4
         return DataLoader(Subset(loader().dataset, mine), batch_size=8 // ranks)
 
     val_dataloader = train_dataloader
@@ -60,6 +84,26 @@ class Ranked(Net):
             value: Any = parameter.detach()
             weights[name] = (value.full_tensor() if isinstance(value, DTensor) else value).clone()
         torch.save(weights, self.out / f"rank{self.global_rank}.pt")
+
+
+class TwoOptimizers(Ranked):
+    """Updates layers and head by an optimizer each, in manual optimization."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(out)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizers: Any = self.optimizers()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizers[0].step()
+        if batch_idx % 2:
+            optimizers[1].step()
+
+    def configure_optimizers(self) -> Any:
+        return [SGD(self.layers.parameters(), lr=0.1, momentum=0.9), SGD(self.head.parameters(), lr=0.05)]
 
 
 class Sharded(Ranked):
@@ -75,22 +119,49 @@ class Sharded(Ranked):
         fully_shard(self, mesh=mesh)
 
 
-def main() -> None:
-    """Train."""
-    strategy, out = sys.argv[1], Path(sys.argv[2])
-    ranks = 1 if strategy == "one" else 2
-    torch.set_num_threads(1)
-    module = (Sharded if strategy == "fsdp2" else Ranked)(out)
-    fit = trainer(
-        GradualUnfreezing(SCHEDULE),
+class Save(Callback):
+    """Saves after each batch, and at each epoch's end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.save_checkpoint(self.folder / f"step{trainer.global_step}.ckpt")
+
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        trainer.save_checkpoint(self.folder / f"epoch{trainer.current_epoch}.ckpt")
+
+
+def module_of(strategy: str, out: Path) -> Ranked:
+    """Return what is trained under a strategy."""
+    if strategy.endswith("two_optimizers"):
+        return TwoOptimizers(out)
+    return Sharded(out) if strategy == "fsdp2" else Ranked(out, same_batches=strategy == "saved")
+
+
+def fit(strategy: str, out: Path, *callbacks: Callback, checkpoint: Path | None = None) -> None:
+    """Train, from a checkpoint if given."""
+    out.mkdir(exist_ok=True)
+    trainer(
+        GradualUnfreezing(SCHEDULE, ramp_steps=2),
         DiscriminativeLR(0.8),
+        *callbacks,
         strategy=STRATEGIES[strategy](),
-        devices=ranks,
+        devices=1 if strategy.startswith("one") else 2,
         max_epochs=EPOCHS,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
-    )
-    fit.fit(module)
+    ).fit(module_of(strategy, out), ckpt_path=checkpoint, weights_only=True if checkpoint else None)
+
+
+def main() -> None:
+    """Train, and resume from each checkpoint where any are saved."""
+    strategy, out = sys.argv[1], Path(sys.argv[2])
+    torch.set_num_threads(1)
+    fit(strategy, out, *([Save(out)] if strategy == "saved" else []))
+    for checkpoint in sorted(out.glob("*.ckpt")):
+        if checkpoint.stem not in ("step24", f"epoch{EPOCHS - 1}"):  # where nothing is left to train
+            fit(strategy, out / checkpoint.stem, checkpoint=checkpoint)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,176 @@
+"""Law 2 with real optimizers: those that keep things in a group, loss scaling, fused updates."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
+from nets import Net, Seen, loader, tensors, trainer
+from prodigyopt import Prodigy
+from schedulefree import AdamWScheduleFree, RAdamScheduleFree, SGDScheduleFree
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+from lightning_ft_callbacks import DiscriminativeLR, GradualUnfreezing
+
+SCALES = {"layers.0": 0.125, "layers.1": 0.25, "layers.2": 0.5, "head": 1.0}
+
+
+class Switching(Net):
+    """Puts its optimizer in train and eval mode, as ScheduleFree's readme asks for."""
+
+    def _switch(self, mode: str) -> None:
+        for optimizer in self.trainer.optimizers:
+            if hasattr(optimizer, mode):
+                getattr(optimizer, mode)()
+
+    def on_train_epoch_start(self) -> None:
+        self._switch("train")
+
+    def on_validation_model_eval(self) -> None:
+        super().on_validation_model_eval()
+        self._switch("eval")
+
+    def on_validation_model_train(self) -> None:
+        super().on_validation_model_train()
+        self._switch("train")
+
+    def on_train_end(self) -> None:
+        self._switch("eval")
+
+
+def groups_of(module: Net, lr: float) -> list[dict[str, Any]]:
+    """Return real groups, a block each."""
+    return [{"params": list(module.get_submodule(n).parameters()), "lr": lr * s} for n, s in SCALES.items()]
+
+
+def fit_twice(make: Callable[..., Optimizer], lr: float, **options: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return what a net's weights become with our rates by block, and with an optimizer that has a group a block."""
+    results = []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        module = Switching(partial(make, lr=lr), dropout=0.0)
+        if not ours:
+            module.make_optimizer = lambda _, module=module: make(groups_of(module, lr), lr=lr)
+        plugins = [plugin() for plugin in options.get("plugins", [])]
+        fit = trainer(*([DiscriminativeLR(0.5)] if ours else []), max_epochs=3, **{**options, "plugins": plugins})
+        fit.fit(module, loader(), loader())
+        results.append(tensors(module))
+    return results[0], results[1]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(AdamWScheduleFree, warmup_steps=3),
+        SGDScheduleFree,
+        RAdamScheduleFree,
+        partial(AdamW, fused=True),
+        partial(AdamW, foreach=True, amsgrad=True),
+        partial(torch.optim.Adagrad, lr_decay=0.1),
+        torch.optim.Adafactor,
+        torch.optim.NAdam,
+        torch.optim.ASGD,
+    ],
+    ids=lambda make: getattr(make, "__name__", None) or make.func.__name__,
+)
+def test_an_optimizer_updates_as_with_real_groups_bitwise(make: Callable[..., Optimizer]) -> None:
+    ours, theirs = fit_twice(make, 0.05)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_loss_scaling_in_half_precision_is_that_of_real_groups_bitwise(fused: bool) -> None:
+    def plugin() -> MixedPrecision:
+        # the first scale overflows, so that updates are passed over too
+        return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**30))
+
+    ours, theirs = fit_twice(partial(AdamW, fused=fused), 0.01, plugins=[plugin], gradient_clip_val=None)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_phases_train_their_blocks_and_no_other_under_loss_scaling() -> None:
+    module = Net(lambda parameters: AdamW(parameters, lr=0.01))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    seen = Seen(lambda *_: tensors(module))
+    callbacks: list[Callback] = [GradualUnfreezing([{"train": ["head"], "steps": 4}, {"train": ["layers.1"]}]), seen]
+    fit = trainer(*callbacks, DiscriminativeLR(0.5), max_epochs=2, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
+    fit.fit(module, loader())
+    changed = {
+        name.rpartition(".")[0]
+        for name, tensor in seen.values[-1].items()
+        if not torch.equal(tensor, seen.values[3][name])
+    }
+    assert changed == {"layers.1.0", "layers.1.1"}
+    assert not torch.equal(seen.values[0]["head.weight"], seen.values[3]["head.weight"])
+
+
+def test_prodigy_has_one_estimate_for_all_blocks_as_with_real_groups() -> None:
+    results = []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        module = Net(partial(Prodigy, lr=1.0, weight_decay=0.1), dropout=0.0)
+        if not ours:
+            norms = [p for name, p in module.named_parameters() if p.ndim < 2]
+            weights = [p for p in module.parameters() if p.ndim == 2]
+            groups = [{"params": weights}, {"params": norms, "weight_decay": 0.0}]
+            module.make_optimizer = lambda _, groups=groups: Prodigy(groups, lr=1.0, weight_decay=0.1)
+        estimate = Seen(lambda t, _: t.optimizers[0].param_groups[0]["d"])
+        callbacks = [DiscriminativeLR(1.0, weight_decay_exempt=True)] if ours else []
+        trainer(*callbacks, estimate, max_epochs=5).fit(module, loader())
+        results.append((estimate.values, tensors(module)))
+    (ours_d, ours_weights), (theirs_d, theirs_weights) = results
+    assert ours_d[-1] > 2 * ours_d[0]
+    assert ours_d == pytest.approx(theirs_d, rel=1e-4)
+    for name, tensor in theirs_weights.items():
+        torch.testing.assert_close(ours_weights[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def test_an_optimizer_that_takes_one_rate_alone_says_so_itself() -> None:
+    module = Net(partial(Prodigy, lr=1.0))
+    fit = trainer(DiscriminativeLR(0.5), max_epochs=1)
+    with pytest.raises(RuntimeError, match="different lr values in different parameter groups"):
+        fit.fit(module, loader())
+    assert [len(group["params"]) for group in fit.optimizers[0].param_groups] == [14]
+
+
+class SaveEpoch(Callback):
+    """Saves at the end of an epoch."""
+
+    def __init__(self, epoch: int, path: Path) -> None:
+        self.epoch, self.path = epoch, path
+
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.current_epoch == self.epoch:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize("saved", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("make", "scale"),
+    [
+        (partial(AdamWScheduleFree, lr=0.05, warmup_steps=2, weight_decay=0.1), 0.5),
+        (partial(Prodigy, lr=1.0, weight_decay=0.1), 1.0),
+        (partial(torch.optim.ASGD, lr=0.1), 0.5),
+    ],
+    ids=["ScheduleFree", "Prodigy", "ASGD"],
+)
+def test_what_it_keeps_in_groups_survives_phases_and_a_checkpoint(
+    make: Callable[..., Optimizer], scale: float, saved: int, tmp_path: Path
+) -> None:
+    def run(*callbacks: Callback, **options: Any) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        module = Net(make, dropout=0.0)
+        if make.func is AdamWScheduleFree:  # type: ignore[attr-defined]
+            module.on_train_start = lambda: module.trainer.optimizers[0].train()  # type: ignore[method-assign]
+        ours = [GradualUnfreezing("gradual"), DiscriminativeLR(scale, weight_decay_exempt=True)]
+        trainer(*ours, *callbacks, max_epochs=4).fit(module, loader(), **options)
+        return tensors(module)
+
+    whole = run(SaveEpoch(saved, tmp_path / "saved.ckpt"))
+    resumed = run(ckpt_path=tmp_path / "saved.ckpt", weights_only=True)
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
