@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from lightning_ft_callbacks.freeze_schedule import FreezeSchedule, Phase, Plateau
+from lightning_ft_callbacks.freeze_schedule import FreezeSchedule
+from lightning_ft_callbacks.phase import Phase, Plateau
 
 # of FTSEarlyStopping, which finetuning-scheduler adds where its user gives none
 DEFAULT_PLATEAU = Plateau("val_loss", patience=3)

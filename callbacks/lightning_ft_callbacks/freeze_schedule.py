@@ -1,121 +1,16 @@
-"""Phase and FreezeSchedule: which blocks train, and until when, as plain data."""
+"""FreezeSchedule: the phases of a fine-tuning, as plain data."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import yaml
 
 from lightning_ft_callbacks.blocks import BlockMap
-
-PresetName = Literal["linear_probe", "lp_ft", "gradual", "chain_thaw", "full"]
-
-
-@dataclass(frozen=True, slots=True)
-class Plateau:
-    """The end of a phase whose metric no longer gets better.
-
-    Attributes:
-        monitor: The metric, as it is logged.
-        patience: Validations in a row that may bring nothing better; with the last of these the phase ends.
-        mode: Whether lower (``"min"``) or higher (``"max"``) is better.
-        min_delta: How much better counts, in the metric's units.
-
-    Raises:
-        ValueError: If a value is out of its range.
-    """
-
-    monitor: str
-    patience: int = 3
-    mode: Literal["min", "max"] = "min"
-    min_delta: float = 0.0
-
-    def __post_init__(self) -> None:
-        kinds: dict[str, type | tuple[type, ...]] = {"monitor": str, "patience": int, "min_delta": (int, float)}
-        for name, kind in kinds.items():
-            if not isinstance(value := getattr(self, name), kind) or isinstance(value, bool):
-                raise ValueError(f"Plateau's {name} cannot be {value!r}")
-        if self.mode not in ("min", "max"):
-            raise ValueError(f"expected Plateau's mode to be 'min' or 'max', but got {self.mode!r}")
-        if self.patience < 1:
-            raise ValueError(f"expected Plateau's patience to be at least 1, but got {self.patience}")
-        if self.min_delta < 0:
-            raise ValueError(f"expected Plateau's min_delta to be at least 0, but got {self.min_delta}")
-
-    def improves(self, value: float, best: float | None) -> bool:
-        """Tell whether a value is better than the best so far; NaN never is."""
-        if best is None:
-            return value == value
-        return value < best - self.min_delta if self.mode == "min" else value > best + self.min_delta
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """A time in which the same blocks are trained.
-
-    Attributes:
-        train: Patterns (``fnmatch``) of the blocks' names.
-        epochs: Epochs after which it ends.
-        steps: Optimizer steps after which it ends.
-        plateau: The metric whose stand-still ends it. Without any of the three it lasts until the fit ends.
-
-    Raises:
-        ValueError: If nothing is trained, or the phase is to end in two ways, or at once.
-    """
-
-    train: tuple[str, ...]
-    epochs: int | None = None
-    steps: int | None = None
-    plateau: Plateau | None = None
-
-    def __init__(
-        self,
-        train: Sequence[str],
-        epochs: int | None = None,
-        steps: int | None = None,
-        plateau: Plateau | None = None,
-    ) -> None:
-        if isinstance(train, str):
-            raise ValueError(f"expected train to be a list of patterns, but got {train!r}; write [{train!r}]")
-        if not isinstance(train, Sequence) or not all(isinstance(pattern, str) for pattern in train):
-            raise ValueError(f"expected train to be a list of patterns, but got {train!r}")
-        if plateau is not None and not isinstance(plateau, Plateau):
-            raise ValueError(f"expected plateau to have a monitor, but got {plateau!r}")
-        values = {"train": tuple(train), "epochs": epochs, "steps": steps, "plateau": plateau}
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-        if not self.train:
-            raise ValueError("a phase trains nothing: its train is empty")
-        ends = [name for name in ("epochs", "steps", "plateau") if values[name] is not None]
-        if len(ends) > 1:
-            raise ValueError(f"a phase ends by one of epochs, steps, plateau, but {' and '.join(ends)} were given")
-        for name in ("epochs", "steps"):
-            count = values[name]
-            if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-                raise ValueError(f"expected a phase's {name} to be a whole number of at least 1, but got {count!r}")
-
-    @property
-    def ends(self) -> str:
-        """When it ends, in words."""
-        if self.epochs is not None:
-            return f"after {self.epochs} epoch{'s' if self.epochs > 1 else ''}"
-        if self.steps is not None:
-            return f"after {self.steps} step{'s' if self.steps > 1 else ''}"
-        if self.plateau is not None:
-            return f"when {self.plateau.monitor} is no better for {self.plateau.patience} validations"
-        return "with the fit"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as plain data, as a schedule's YAML has it."""
-        data: dict[str, Any] = {"train": list(self.train)}
-        for name in ("epochs", "steps"):
-            if (value := getattr(self, name)) is not None:
-                data[name] = value
-        if self.plateau is not None:
-            data["plateau"] = {field.name: getattr(self.plateau, field.name) for field in fields(Plateau)}
-        return data
+from lightning_ft_callbacks.phase import Phase, Plateau
+from lightning_ft_callbacks.presets import PRESETS, preset_phases
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,44 +66,14 @@ class FreezeSchedule:
             return schedule
         if not isinstance(schedule, str | Path):
             return cls.from_dict({"phases": list(schedule)}, "schedule")
-        if schedule in get_args(PresetName):
-            return cls.from_preset(schedule, block_map)
+        if schedule in PRESETS:
+            return cls(preset_phases(str(schedule), block_map), str(schedule))
         path = Path(schedule)
         if path.suffix in (".yaml", ".yml") or path.exists():
             return cls.from_yaml(path)
-        near = get_close_matches(str(schedule), get_args(PresetName), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(get_args(PresetName))}, or a YAML file"
+        near = get_close_matches(str(schedule), PRESETS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(PRESETS)}, or a YAML file"
         raise ValueError(f"no schedule {str(schedule)!r}; {hint}")
-
-    @classmethod
-    def from_preset(cls, preset: str, block_map: BlockMap) -> "FreezeSchedule":
-        """Return a preset's phases for a module's blocks.
-
-        - ``linear_probe``: the last block alone.
-        - ``lp_ft``: the last block for an epoch, then all (Kumar et al. 2022, arXiv:2202.10054).
-        - ``gradual``: one block more each epoch, from the last down (Howard and Ruder 2018, arXiv:1801.06146).
-        - ``chain_thaw``: the last block, then each alone from the first up, an epoch each, then all (Felbo et al.
-          2017, arXiv:1708.00524).
-        - ``full``: all.
-
-        Args:
-            preset: Its name.
-            block_map: The blocks.
-        """
-        names = [_literal(name) for name in block_map.names]
-        head, every = names[-1], ["*"]
-        if preset == "linear_probe":
-            phases = [Phase([head])]
-        elif preset == "lp_ft":
-            phases = [Phase([head], epochs=1), Phase(every)]
-        elif preset == "gradual":
-            lowest = range(len(names) - 1, 0, -1)
-            phases = [*(Phase(names[index:], epochs=1) for index in lowest), Phase(every)]
-        elif preset == "chain_thaw":
-            phases = [*(Phase([name], epochs=1) for name in [head, *names[:-1]]), Phase(every)]
-        else:
-            phases = [Phase(every)]
-        return cls(phases, preset)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> "FreezeSchedule":
@@ -308,8 +173,3 @@ def _check_keys(data: Mapping[str, Any], known: Sequence[str], place: str) -> No
             near = get_close_matches(str(key), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
             raise ValueError(f"{place}: unknown key {key!r}; {hint}")
-
-
-def _literal(name: str) -> str:
-    """Return a pattern that matches a name and no other."""
-    return "".join(f"[{char}]" if char in "*?[" else char for char in name)

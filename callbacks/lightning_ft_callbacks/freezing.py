@@ -78,6 +78,36 @@ class Freezer:
         self._set_modes(trained)
         return changed
 
+    def check_held(self, blocks: Collection[str]) -> None:
+        """Make sure that an optimizer holds something of each block that is to be trained.
+
+        Raises:
+            ValueError: If none does, with the remedy.
+        """
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        held = {id(parameter) for group in groups for parameter in group["params"]}
+        for name in blocks:
+            parameters = [p for p in self.block_map.parameters(name) if p.requires_grad or self._thaw_frozen]
+            if parameters and not any(id(parameter) in held for parameter in parameters):
+                raise ValueError(
+                    f"{name} is to be trained, but no optimizer holds its parameters; give configure_optimizers all "
+                    "of them, frozen ones too (self.parameters())"
+                )
+
+    def may_change(self, blocks: Collection[str]) -> set[str]:
+        """Return the names of parameters and buffers that training some blocks may change."""
+        owned = self.block_map.module_owners()
+        modules = {module for module, block in owned if block in blocks}
+        names = {
+            f"{path}.{name}" if path else name
+            for path, module in self.block_map.root.named_modules()
+            if module in modules
+            for name, _ in module.named_buffers(recurse=False)
+        }
+        for block in blocks:
+            names |= {n for n, _ in self.block_map.named_parameters(block) if self._found_flags[n] or self._thaw_frozen}
+        return names
+
     @property
     def found_training(self) -> bool:
         """Whether all modules were in train mode when it was made."""

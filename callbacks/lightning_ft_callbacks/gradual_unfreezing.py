@@ -5,23 +5,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
 from lightning_ft_callbacks import finetuning_scheduler
+from lightning_ft_callbacks.best_weights import BestWeights
 from lightning_ft_callbacks.block_callback import BlockCallback
 from lightning_ft_callbacks.block_costs import costs_of_fit
 from lightning_ft_callbacks.blocks import BlockSpec
-from lightning_ft_callbacks.freeze_schedule import FreezeSchedule, Phase, Plateau, ScheduleSpec
+from lightning_ft_callbacks.freeze_schedule import FreezeSchedule, ScheduleSpec
 from lightning_ft_callbacks.freezing import Freezer
 from lightning_ft_callbacks.lost_gradients import GradientWatch
+from lightning_ft_callbacks.phase_metric import check_metrics, logged_value, metric_of
 from lightning_ft_callbacks.phase_picture import PhasePicture
-from lightning_ft_callbacks.phase_progress import PhaseProgress
+from lightning_ft_callbacks.phase_progress import PhaseProgress, continued
 from lightning_ft_callbacks.plan import FineTuningPlan
 from lightning_ft_callbacks.reachable import check_reachable, fit_length
-from lightning_ft_callbacks.strategies import allow_recompiles, holders, rebuild
+from lightning_ft_callbacks.strategies import allow_recompiles, rebuild
+from lightning_ft_callbacks.weight_averages import WeightAverages
 
 
 class GradualUnfreezing(BlockCallback):
@@ -64,16 +65,17 @@ class GradualUnfreezing(BlockCallback):
         self.ramp_steps = ramp_steps
         self.restore_best = restore_best
         self.thaw_frozen = thaw_frozen
-        self._plan: FreezeSchedule | None = None
+        self._schedule: FreezeSchedule | None = None
         self._trained: tuple[tuple[str, ...], ...] = ()
         self._progress: PhaseProgress | None = None
         self._freezer: Freezer | None = None
-        self._best: dict[str, Tensor] = {}
+        self._best: BestWeights | None = None
+        self._averages: WeightAverages | None = None
+        self._changing: set[str] = set()
         self._restored: dict[str, Any] | None = None
         self._trainer: Trainer | None = None
         self._watch = GradientWatch()
         self._picture: PhasePicture | None = None
-        self._restored_history: Tensor | None = None
 
     @property
     def phase(self) -> int:
@@ -107,27 +109,21 @@ class GradualUnfreezing(BlockCallback):
         """
         super().on_fit_start(trainer, pl_module)
         assert self.block_map is not None
-        self._plan = FreezeSchedule.of(self.schedule, self.block_map)
-        self._trained = self._plan.trained(self.block_map)
-        self._monitors(trainer)
-        check_reachable(trainer, self._plan)
-        continues = self._progress is not None and trainer.global_step > 0
-        if self._restored is not None:
-            self._continue(self._restored)
-        elif not continues:
-            self._progress, self._best = PhaseProgress(), {}
-        self._restored_history = None if self._restored is None else self._restored.get("history")
-        self._restored = None
+        self._schedule = FreezeSchedule.of(self.schedule, self.block_map)
+        self._trained = self._schedule.trained(self.block_map)
+        if self.restore_best:
+            check_metrics(self._schedule, trainer)
+        check_reachable(trainer, self._schedule)
         self._trainer = trainer
+        self._picture = PhasePicture(self.block_map.names)
+        self._go_on(trainer)
         self._freezer = Freezer(self.block_map, trainer.optimizers, thaw_frozen=self.thaw_frozen)
         if self._freezer.found_training:
             # Lightning's hint is meant for modules that somebody forgot in eval mode, and there is none
             warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
-        self._check_held(trainer)
-        self._picture = PhasePicture(self.block_map.names)
-        if self._restored_history is not None:
-            self._picture.load(self._restored_history)
-        allow_recompiles(len(self._plan.phases))
+        self._freezer.check_held(dict.fromkeys(name for names in self._trained for name in names))
+        self._averages = WeightAverages(trainer, lambda name: name not in self._changing)
+        allow_recompiles(len(self._schedule.phases))
         self._show_plan(trainer, pl_module)
         self._apply(trainer, pl_module)
 
@@ -139,18 +135,19 @@ class GradualUnfreezing(BlockCallback):
         batch_idx: int,  # noqa: ARG002
     ) -> None:
         """Go on to the next phase where this one is over."""
-        assert self._plan is not None
+        assert self._schedule is not None
         assert self._progress is not None
         assert self._freezer is not None
         progress = self._progress
         epoch, step = trainer.current_epoch, trainer.global_step
         if progress.start_epoch is None:
             progress.begin(progress.phase, epoch, step)
-        last = len(self._plan.phases) - 1
+        last = len(self._schedule.phases) - 1
         changed = False
-        while progress.phase < last and progress.is_over(self._plan.phases[progress.phase], epoch, step):
+        while progress.phase < last and progress.is_over(self._schedule.phases[progress.phase], epoch, step):
             before = set(self.trained_blocks)
-            self._restore_best()
+            if self._best is not None:
+                self._best.restore(before)
             progress.begin(progress.phase + 1, epoch, step)
             progress.thawed_at = {
                 name: progress.thawed_at[name] if name in before & progress.thawed_at.keys() else step
@@ -209,15 +206,15 @@ class GradualUnfreezing(BlockCallback):
     def state_dict(self) -> dict[str, Any]:
         """Return the schedule, where in it the fit is, and the best weights of the phase."""
         state = super().state_dict()
-        if self._progress is None or self._plan is None:
+        if self._progress is None or self._schedule is None:
             return state
         return (
             state
             | {
                 "progress": self._progress.to_dict(),
-                "phases": [phase.to_dict() for phase in self._plan.phases],
+                "phases": [phase.to_dict() for phase in self._schedule.phases],
                 "trained": [list(names) for names in self._trained],
-                "best": self._best,
+                "best": {} if self._best is None else self._best.kept,
             }
             | ({} if self._picture is None else {"history": self._picture.state()})
         )
@@ -230,11 +227,11 @@ class GradualUnfreezing(BlockCallback):
     def _show_plan(self, trainer: Trainer, module: LightningModule) -> None:
         """Print what each phase will train; costs are counted on all ranks, because a step may wait for the others."""
         assert self.block_map is not None
-        assert self._plan is not None
+        assert self._schedule is not None
         epochs, steps_per_epoch = fit_length(trainer)
         plan = FineTuningPlan.of(
             module,
-            self._plan,
+            self._schedule,
             blocks=self.block_map,
             lrs=self.peak_rates(trainer),
             costs=costs_of_fit(trainer, module, self.block_map),
@@ -245,38 +242,27 @@ class GradualUnfreezing(BlockCallback):
         if trainer.is_global_zero:
             plan.show()
 
-    def _continue(self, state: Mapping[str, Any]) -> None:
-        """Go on where a checkpoint was saved.
-
-        Raises:
-            ValueError: If the schedule is another up to and including the phase of the checkpoint.
-        """
-        assert self._plan is not None
-        progress = PhaseProgress.from_dict(state["progress"])
-        for number in range(progress.phase + 1):
-            theirs = state["trained"][number]
-            ours = list(self._trained[number]) if number < len(self._trained) else []
-            if ours != theirs:
-                differing = sorted(set(ours) ^ set(theirs)) or theirs
-                raise ValueError(
-                    f"the resumed run was in phase {progress.phase}, and phase {number} of this schedule is another: "
-                    f"{', '.join(differing[:5])} {'are' if len(differing) > 1 else 'is'} trained in one of them only. "
-                    "Only phases to come may be changed"
-                )
-            past, now = state["phases"][number], self._plan.phases[number].to_dict()
-            if number < progress.phase and _end(past) != _end(now):
-                raise ValueError(
-                    f"the resumed run was in phase {progress.phase}, but phase {number}, which is over, ended by "
-                    f"{_end(past)} in it, and ends by {_end(now)} in this schedule. Only phases to come may be changed"
-                )
-        self._progress = progress
-        self._best = dict(state["best"])
+    def _go_on(self, trainer: Trainer) -> None:
+        """Take up the checkpoint's phase, or go on in the one of the fit before, or begin with the first."""
+        assert self._schedule is not None
+        assert self._picture is not None
+        assert self.block_map is not None
+        state, self._restored = self._restored, None
+        if state is not None:
+            self._progress = continued(state, self._schedule.phases, self._trained)
+            self._best = BestWeights(self.block_map, state["best"])
+            if "history" in state:
+                self._picture.load(state["history"])
+        elif self._progress is None or trainer.global_step == 0:
+            self._progress, self._best = PhaseProgress(), BestWeights(self.block_map)
 
     def _apply(self, trainer: Trainer, module: LightningModule) -> None:
         """Freeze and thaw for the phase, on all ranks alike."""
         assert self._freezer is not None
         if self._freezer.train_only(self.trained_blocks):
             rebuild(trainer)
+        until_now = {name for names in self._trained[: self.phase + 1] for name in names}
+        self._changing = self._freezer.may_change(until_now)
         if not any(parameter.requires_grad for parameter in module.parameters()):
             raise ValueError(
                 f"phase {self.phase} trains {', '.join(self.trained_blocks)}, whose parameters were all frozen before "
@@ -284,101 +270,29 @@ class GradualUnfreezing(BlockCallback):
             )
         self._watch.begin()
 
-    def _check_held(self, trainer: Trainer) -> None:
-        """Raise where a phase would train a block that no optimizer holds anything of."""
-        assert self.block_map is not None
-        held = holders(trainer.optimizers)
-        for name in dict.fromkeys(name for names in self._trained for name in names):
-            parameters = [p for p in self.block_map.parameters(name) if p.requires_grad or self.thaw_frozen]
-            if parameters and not any(id(parameter) in held for parameter in parameters):
-                raise ValueError(
-                    f"{name} is to be trained, but no optimizer holds its parameters; give configure_optimizers all "
-                    "of them, frozen ones too (self.parameters())"
-                )
-
-    def _monitors(self, trainer: Trainer) -> None:
-        """Raise where the best weights shall be restored, but nothing says what is best."""
-        assert self._plan is not None
-        if self.restore_best:
-            for number, phase in enumerate(self._plan.phases[:-1]):
-                if _watched(phase, trainer) is None:
-                    raise ValueError(
-                        f"restore_best needs a metric: phase {number} has no plateau, and no checkpoint callback of "
-                        "the trainer has a monitor"
-                    )
-
     def _judge(self, trainer: Trainer) -> None:
         """Compare the phase's metric with its best, decided on one rank for all.
 
         Raises:
             ValueError: If the metric is not logged, with those that are.
         """
-        assert self._plan is not None
+        assert self._schedule is not None
         assert self._progress is not None
-        phase = self._plan.phases[self._progress.phase]
-        watched = phase.plateau or (_watched(phase, trainer) if self.restore_best else None)
-        if watched is None or self._progress.phase == len(self._plan.phases) - 1:
+        phase = self._schedule.phases[self._progress.phase]
+        metric = metric_of(phase, trainer) if self.restore_best else phase.plateau
+        if metric is None or self._progress.phase == len(self._schedule.phases) - 1:
             return
-        metrics = trainer.callback_metrics
-        if watched.monitor not in metrics:
-            logged = ", ".join(sorted(metrics)) or "nothing"
-            raise ValueError(f"phase {self.phase} watches {watched.monitor!r}, but logged is {logged}")
-        value = float(trainer.strategy.broadcast(metrics[watched.monitor].item()))
-        if watched.improves(value, self._progress.best):
+        value = logged_value(metric, trainer, self._progress.phase)
+        if metric.improves(value, self._progress.best):
             self._progress.best, self._progress.num_bad = value, 0
-            if self.restore_best:
-                self._keep_best()
+            if self.restore_best and self._best is not None:
+                self._best.keep(self.trained_blocks)
         else:
             self._progress.num_bad += 1
 
-    @torch.no_grad()
-    def _keep_best(self) -> None:
-        for name, tensor in self._restorable().items():
-            if name in self._best:
-                self._best[name].copy_(tensor)
-            else:
-                self._best[name] = tensor.detach().clone()
-
-    @torch.no_grad()
-    def _restore_best(self) -> None:
-        if self._best:
-            now = self._restorable()
-            for name, best in self._best.items():
-                now[name].copy_(best)
-            self._best = {}
-
-    def _restorable(self) -> dict[str, Tensor]:
-        """Return the weights and statistics that the phase changes, by name."""
-        assert self.block_map is not None
-        trained = set(self.trained_blocks)
-        tensors: dict[str, Tensor] = {
-            name: parameter
-            for block in trained
-            for name, parameter in self.block_map.named_parameters(block)
-            if parameter.requires_grad
-        }
-        thawed = {module for module, block in self.block_map.module_owners() if block in trained}
-        for path, module in self.block_map.root.named_modules():
-            if module in thawed:
-                tensors |= {f"{path}.{name}": buffer for name, buffer in module.named_buffers(recurse=False)}
-        return tensors
-
     def _release(self) -> None:
-        if self._freezer is not None:
-            self._freezer.release()
-        self._freezer = self._trainer = None
+        for held in (self._freezer, self._averages):
+            if held is not None:
+                held.release()
+        self._freezer = self._averages = self._trainer = None
         self._watch.stop()
-
-
-def _watched(phase: Phase, trainer: Trainer) -> Plateau | None:
-    """Return what a phase is judged by, of which only metric and mode count where it has no plateau."""
-    if phase.plateau is not None:
-        return phase.plateau
-    for callback in trainer.checkpoint_callbacks:
-        if monitor := getattr(callback, "monitor", None):
-            return Plateau(monitor, mode=getattr(callback, "mode", "min"))
-    return None
-
-
-def _end(phase: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in phase.items() if key != "train") or "nothing"

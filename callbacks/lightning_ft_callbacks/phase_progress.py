@@ -1,10 +1,10 @@
 """PhaseProgress: where in its schedule a fit is, and everything a checkpoint must know of that."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lightning_ft_callbacks.freeze_schedule import Phase
+from lightning_ft_callbacks.phase import Phase
 
 
 @dataclass(slots=True)
@@ -67,3 +67,38 @@ class PhaseProgress:
     def from_dict(cls, data: Mapping[str, Any]) -> "PhaseProgress":
         """Return what ``to_dict`` gave."""
         return cls(**data)
+
+
+def continued(state: Mapping[str, Any], phases: Sequence[Phase], trained: Sequence[Sequence[str]]) -> PhaseProgress:
+    """Return where a resumed run is, if its schedule goes on as the one that was saved.
+
+    Args:
+        state: ``progress``, ``phases`` and ``trained`` of the checkpoint.
+        phases: The phases now.
+        trained: The blocks that each of them trains.
+
+    Raises:
+        ValueError: If a phase differs that is over, or the blocks of the one that the run is in.
+    """
+    progress = PhaseProgress.from_dict(state["progress"])
+    for number in range(progress.phase + 1):
+        theirs = state["trained"][number]
+        ours = list(trained[number]) if number < len(trained) else []
+        if ours != theirs:
+            differing = sorted(set(ours) ^ set(theirs)) or theirs
+            raise ValueError(
+                f"the resumed run was in phase {progress.phase}, and phase {number} of this schedule is another: "
+                f"{', '.join(differing[:5])} {'are' if len(differing) > 1 else 'is'} trained in one of them only. "
+                "Only phases to come may be changed"
+            )
+        past, now = _end(state["phases"][number]), _end(phases[number].to_dict())
+        if number < progress.phase and past != now:
+            raise ValueError(
+                f"the resumed run was in phase {progress.phase}, but phase {number}, which is over, ended by {past} in "
+                f"it, and ends by {now} in this schedule. Only phases to come may be changed"
+            )
+    return progress
+
+
+def _end(phase: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in phase.items() if key != "train") or "nothing"

@@ -5,7 +5,6 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
 from torch.distributed.optim import ZeroRedundancyOptimizer
-from torch.optim import Optimizer
 
 
 def check_strategy(trainer: Trainer, what: str) -> None:
@@ -49,11 +48,6 @@ def rebuild(trainer: Trainer) -> None:
     strategy.model = None
     strategy.model = strategy._setup_model(strategy.lightning_module)
     strategy._register_ddp_hooks()
-
-
-def holders(optimizers: list[Optimizer]) -> set[int]:
-    """Return the ``id`` of every parameter that an optimizer holds."""
-    return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
 
 
 def allow_recompiles(num_phases: int) -> None:
