@@ -168,7 +168,10 @@ class Command(LightningCLI):
             if (keeps or not isinstance(callback, BestCheckpoint | LastCheckpoint))
             and (self.subcommand == "predict" or not isinstance(callback, PredictionWriter))
         ]
-        return super()._instantiate_trainer(config, chosen)
+        try:
+            return super()._instantiate_trainer(config, chosen)
+        except RuntimeError as error:  # two callbacks of one class, for one
+            raise ValueError(str(error)) from error
 
     def _run_folder(self, root: Path) -> Path | None:
         if _rank() != 0:

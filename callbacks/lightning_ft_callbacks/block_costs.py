@@ -4,13 +4,13 @@ from collections.abc import Callable, Collection, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
+from torch import Tensor, UntypedStorage
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -70,9 +70,8 @@ def count_costs(block_map: BlockMap, run: Callable[[], Any]) -> BlockCosts:
     """
     operations = dict.fromkeys(block_map.names, 0)
     kept = dict.fromkeys(block_map.names, 0)
-    weights = {parameter.untyped_storage()._cdata for parameter in block_map.root.parameters()}
-    # a weak reference lets go of the memory, and keeps others from being taken for the same
-    seen: dict[int, StorageWeakRef] = {}
+    weights = {id(storage): storage for storage in (p.untyped_storage() for p in block_map.root.parameters())}
+    seen: dict[int, ref[UntypedStorage]] = {}  # while they live, so that activations are let go of as they are counted
     entered: list[tuple[str, int]] = []
     counter = FlopCounterMode(display=False)
 
@@ -86,8 +85,9 @@ def count_costs(block_map: BlockMap, run: Callable[[], Any]) -> BlockCosts:
 
     def keep(tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
-        if entered and storage._cdata not in weights and storage._cdata not in seen:
-            seen[storage._cdata] = StorageWeakRef(storage)
+        key = id(storage)
+        if entered and key not in weights and key not in seen:
+            seen[key] = ref(storage, lambda _: seen.pop(key, None))
             kept[entered[0][0]] += storage.nbytes()
 
     modules = dict(block_map.root.named_modules())
@@ -156,11 +156,10 @@ def _some_batch(loader: Any) -> Any:
 
 
 def _copy(module: LightningModule, trainer: Trainer) -> Any:
-    """Return a copy in eval mode that logs nothing and is not compiled."""
+    """Return a copy that logs nothing and is not compiled."""
     copy: Any = deepcopy(module)  # which leaves the trainer out
     for parameter in copy.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
-    copy.eval()
     for part in copy.modules():
         part._compiled_call_impl = None
         # a method that is bound to the instance, as torch.compile's are, would run the module and not its copy
