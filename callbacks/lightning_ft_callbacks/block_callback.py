@@ -1,11 +1,13 @@
 """BlockCallback: what callbacks that treat blocks differently share, the blocks and the optimizers' rates."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from lightning_ft_callbacks.base_rates import peak_rate
 from lightning_ft_callbacks.blocks import BlockMap, BlockSpec
 from lightning_ft_callbacks.param_groups import BlockRates
 from lightning_ft_callbacks.strategies import check_strategy
@@ -21,6 +23,7 @@ class BlockCallback(Callback):
 
     Attributes:
         block_map: The module's blocks, during a fit.
+        at_full_rate: Whether ``rate_factor`` leaves out what is passing, a warm-up ramp.
     """
 
     def __init__(self, blocks: BlockSpec | None = None) -> None:
@@ -28,6 +31,7 @@ class BlockCallback(Callback):
         self.block_map: BlockMap | None = None
         self._rates: list[BlockRates] = []
         self._restored_rates: list[Any] | None = None
+        self.at_full_rate = False
 
     def block_spec(self, module: LightningModule) -> BlockSpec | None:  # noqa: ARG002
         """Return the blocks that were given to this callback; None where it was given none."""
@@ -169,9 +173,32 @@ def _written_out(spec: BlockSpec) -> list[tuple[str, list[str]]]:
     return [(name, [paths] if isinstance(paths, str) else list(paths)) for name, paths in spec.items()]
 
 
-def peak_rate(group: Mapping[str, Any]) -> float:
-    """Return the rate that a group has where its schedule's factor is 1, or its highest under one with a peak."""
-    return float(group.get("max_lr", group.get("initial_lr", group["lr"])))
+@contextmanager
+def at_full_rates(trainer: Trainer) -> Iterator[None]:
+    """Leave warm-up ramps of newly thawed blocks out, so that a trial sees the rates that they rise to."""
+    callbacks = _all(trainer)
+    for callback in callbacks:
+        callback.at_full_rate = True
+    try:
+        yield
+    finally:
+        for callback in callbacks:
+            callback.at_full_rate = False
+
+
+def reference_rate(trainer: Trainer) -> float:
+    """Return the highest rate of all blocks and groups at the schedule's peak, which that of scale 1 has.
+
+    Raises:
+        ValueError: If it is 0, so that no factor changes it.
+    """
+    callbacks = _all(trainer)
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    rates = callbacks[0].peak_rates(trainer).values() if callbacks else map(peak_rate, groups)
+    highest = max(rates, default=0.0)
+    if not highest > 0:
+        raise ValueError("the learning rate of all parameter groups is 0, and no factor changes that; give any other")
+    return highest
 
 
 def _all(trainer: Trainer) -> list[BlockCallback]:

@@ -7,7 +7,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from torch.optim import LBFGS
 
-from lightning_ft_callbacks.block_callback import BlockCallback, peak_rate
+from lightning_ft_callbacks.base_rates import peak_rate
+from lightning_ft_callbacks.block_callback import BlockCallback
 from lightning_ft_callbacks.blocks import BlockSpec
 from lightning_ft_callbacks.weight_decay import decay_exempt
 

@@ -177,7 +177,7 @@ class GradualUnfreezing(BlockCallback):
 
     def rate_factor(self, block: str, group: Mapping[str, Any]) -> float:  # noqa: ARG002
         """Return the share of its rate that a newly thawed block has."""
-        if self._progress is None or self._trainer is None:
+        if self._progress is None or self._trainer is None or self.at_full_rate:
             return 1.0
         return self._progress.ramp(block, self._trainer.global_step, self.ramp_steps)
 
@@ -269,6 +269,9 @@ class GradualUnfreezing(BlockCallback):
                 "fit; thaw_frozen=True thaws them too"
             )
         self._watch.begin()
+        for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+            if callable(told := getattr(callback, "on_phase_start", None)):
+                told(trainer, module, self.phase)
 
     def _judge(self, trainer: Trainer) -> None:
         """Compare the phase's metric with its best, decided on one rank for all.

@@ -1,0 +1,194 @@
+"""LRCurve: the loss against the learning rate, and the rates that it suggests."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from math import isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_ft_callbacks.lr_suggestions import METHODS
+
+SMOOTHING = 0.98
+FEWEST = 10
+NOISE = 2.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LRCurve:
+    """Loss against learning rate in a range test (Smith 2017, arXiv:1506.01186).
+
+    Attributes:
+        lrs: Learning rates of the block with scale 1, rising, shape (step,).
+        losses: Smoothed training losses, shape (step,), in the loss's own units.
+        raw: The losses as they were, NaN and infinite ones too, shape (step,); ``losses`` where nobody smoothed them.
+        skip_begin: Points at the beginning that suggestions pass over, while the smoothing settles.
+        skip_end: Points at the end that they pass over, where the loss explodes.
+
+    Raises:
+        ValueError: If the shapes differ, or the rates do not rise from above 0.
+    """
+
+    lrs: Tensor
+    losses: Tensor
+    raw: Tensor
+    skip_begin: int = 0
+    skip_end: int = 0
+
+    def __init__(
+        self,
+        lrs: Tensor | Sequence[float],
+        losses: Tensor | Sequence[float],
+        raw: Tensor | Sequence[float] | None = None,
+        skip_begin: int = 0,
+        skip_end: int = 0,
+    ) -> None:
+        values = {"lrs": lrs, "losses": losses, "raw": losses if raw is None else raw}
+        for name, value in values.items():
+            object.__setattr__(self, name, torch.as_tensor(value, dtype=torch.float64).cpu())
+        object.__setattr__(self, "skip_begin", skip_begin)
+        object.__setattr__(self, "skip_end", skip_end)
+        if not self.lrs.shape == self.losses.shape == self.raw.shape or self.lrs.ndim != 1:
+            raise ValueError(
+                f"expected lrs and losses of one shape (step,), but got {tuple(self.lrs.shape)} and "
+                f"{tuple(self.losses.shape)}"
+            )
+        if len(self.lrs) and (not (self.lrs > 0).all() or not (self.lrs.diff() > 0).all()):
+            raise ValueError("expected learning rates that rise from above 0")
+
+    @classmethod
+    def of_raw(
+        cls, lrs: Tensor | Sequence[float], raw: Tensor | Sequence[float], smoothing: float = SMOOTHING
+    ) -> "LRCurve":
+        """Return the curve of losses as they were measured.
+
+        Like fastai's, suggestions pass over the first tenth and the last five points.
+
+        Args:
+            lrs: Learning rates, rising, shape (step,).
+            raw: Losses, shape (step,).
+            smoothing: Weight of what was before in the average, see ``smoothed``.
+        """
+        losses = torch.as_tensor(raw, dtype=torch.float64)
+        return cls(lrs, smoothed(losses, smoothing), losses, len(losses) // 10, 5)
+
+    @property
+    def known(self) -> tuple[Tensor, Tensor]:
+        """Rates and smoothed losses that suggestions look at, each of shape (point,)."""
+        stop = len(self.lrs) - self.skip_end
+        inside = slice(self.skip_begin, max(self.skip_begin, stop))
+        finite = self.raw[inside].isfinite() & self.losses[inside].isfinite()
+        return self.lrs[inside][finite], self.losses[inside][finite]
+
+    @property
+    def informative(self) -> bool:
+        """Whether the loss falls by more than its noise: at least twice the standard error of a smoothed value."""
+        lrs, losses = self.known
+        if len(lrs) < FEWEST:
+            return False
+        fall = (losses.cummax(0).values - losses).max().item()
+        raw = self.raw[self.raw.isfinite()]
+        rough = (raw - self.losses[self.raw.isfinite()])[: len(raw) // 2 or 1]
+        noise = rough.square().mean().sqrt().item() * ((1 - SMOOTHING) / (1 + SMOOTHING)) ** 0.5
+        scale = losses.abs().max().item()
+        return isfinite(fall) and fall > max(NOISE * noise, 1e-6 * scale)
+
+    def suggest(self, method: str = "auto") -> float | None:
+        """Return the learning rate that the curve suggests for the block with scale 1.
+
+        Args:
+            method: ``"steep"``, ``"valley"``, ``"minimum"``, ``"slide"`` as fastai defines them, or ``"auto"``.
+
+        Returns:
+            The rate; None where the curve has no information: too few points, or a loss that does not fall.
+
+        Raises:
+            ValueError: If the method is unknown, with the nearest one.
+        """
+        check_method(method)
+        if not self.informative:
+            return None
+        lrs, losses = self.known
+        if method != "auto":
+            return METHODS[method](lrs, losses)
+        return auto(lrs, losses)
+
+    def suggestions(self) -> dict[str, float]:
+        """Return what every method suggests; nothing where the curve has no information."""
+        if not self.informative:
+            return {}
+        found = {method: self.suggest(method) for method in (*METHODS, "auto")}
+        return {method: lr for method, lr in found.items() if lr is not None}
+
+    def interval(self) -> tuple[float, float] | None:
+        """Return between which rates the good ones lie, lowest and highest; None where there is no information."""
+        if not self.informative:
+            return None
+        found = [suggest(*self.known) for suggest in METHODS.values()]
+        return min(found), max(found)
+
+    @property
+    def why_not(self) -> str:
+        """Why the curve suggests nothing, in words."""
+        num_known = len(self.known[0])
+        if num_known < FEWEST:
+            return f"the test has {num_known} points to look at, fewer than {FEWEST}"
+        return "the loss does not fall by more than its noise at any rate"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain data, as ``lr_finder.json`` has it."""
+        numbers = {name: [_number(v) for v in getattr(self, name).tolist()] for name in ("lrs", "losses", "raw")}
+        return numbers | {"skip_begin": self.skip_begin, "skip_end": self.skip_end}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "LRCurve":
+        """Return what ``to_dict`` gave."""
+        numbers = ([torch.nan if v is None else v for v in data[name]] for name in ("lrs", "losses", "raw"))
+        return cls(*numbers, skip_begin=data["skip_begin"], skip_end=data["skip_end"])
+
+
+def auto(lrs: Tensor, losses: Tensor) -> float:
+    """Placeholder."""
+    return METHODS["valley"](lrs, losses)
+
+
+def check_method(method: str) -> None:
+    """Make sure that there is a method of a name.
+
+    Raises:
+        ValueError: If there is none, with the nearest one.
+    """
+    names = ("auto", *METHODS)
+    if method not in names:
+        near = get_close_matches(str(method), names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(names)}"
+        raise ValueError(f"no suggestion {method!r}; {hint}")
+
+
+def smoothed(losses: Tensor, smoothing: float = SMOOTHING) -> Tensor:
+    """Return running averages that are not drawn to 0 at the beginning: a constant stays what it is.
+
+    ``average = smoothing x average + (1 - smoothing) x loss``, over ``1 - smoothing ** number of losses``. A NaN or an
+    infinite loss is passed over, and has the average so far.
+
+    Args:
+        losses: Losses, shape (step,).
+        smoothing: Weight of what was before, in [0, 1).
+
+    Returns:
+        Averages, shape (step,); NaN before the first finite loss.
+    """
+    average, weight = 0.0, 0.0
+    averages = []
+    for loss in losses.tolist():
+        if isfinite(loss):
+            average = smoothing * average + (1 - smoothing) * loss
+            weight = smoothing * weight + (1 - smoothing)
+        averages.append(average / weight if weight else torch.nan)
+    return torch.tensor(averages, dtype=torch.float64)
+
+
+def _number(value: float) -> float | None:
+    return value if isfinite(value) else None  # JSON has no NaN

@@ -1,0 +1,203 @@
+"""LRFinder: which learning rate, by a range test that leaves no trace."""
+
+from collections.abc import Sequence
+from math import log
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_ft_callbacks.base_rates import scale_base
+from lightning_ft_callbacks.block_callback import at_full_rates, reference_rate
+from lightning_ft_callbacks.lr_curve import LRCurve, check_method
+from lightning_ft_callbacks.lr_report import LRReport, progress
+from lightning_ft_callbacks.range_test import RangeTest
+from lightning_ft_callbacks.trial_batches import TrialBatches
+
+
+class LRFinder(Callback):
+    """Try rising learning rates at the start of ``fit``, undo that, and train at the rate that the losses suggest.
+
+    The test multiplies the whole schedule, so that ratios between parameter groups, blocks and optimizers stay; the
+    rate found becomes the schedule's base, whatever schedule it is. But for that, the fit goes on as if nobody had
+    tested: weights, optimizers, random numbers, the order of the data, metrics, loggers and callbacks are as before,
+    also where the test ends by Ctrl-C or an error. A resumed run keeps the rate that was found. Where the losses say
+    nothing, the rate is left as it is.
+
+    Drawn and written beside the logs: ``lr_finder.png`` and ``lr_finder.json``.
+
+    Args:
+        min_lr: Where the test begins.
+        max_lr: Where it ends, if the loss has not exploded before.
+        num_steps: Optimizer steps of the test, at most.
+        suggestion: ``"auto"``, or ``"steep"``, ``"valley"``, ``"minimum"``, ``"slide"`` as fastai defines them.
+        each_phase: Whether to test anew whenever GradualUnfreezing changes what is trained.
+        apply: Whether to train at the rate found; otherwise it is told only.
+        spacing: Whether rates rise by equal factors (``"exponential"``) or by equal steps (``"linear"``).
+
+    Attributes:
+        curve: The last test's curve; None before the first.
+
+    Raises:
+        ValueError: If the range is none, or the suggestion is unknown; and at the start of ``fit`` if there is no
+            training data, an optimizer has no ``lr``, or the first loss is NaN already.
+
+    Source: Smith 2017, arXiv:1506.01186, section 3.3.
+    """
+
+    def __init__(
+        self,
+        *,
+        min_lr: float = 1e-7,
+        max_lr: float = 1.0,
+        num_steps: int = 100,
+        suggestion: str = "auto",
+        each_phase: bool = False,
+        apply: bool = True,
+        spacing: Literal["exponential", "linear"] = "exponential",
+    ) -> None:
+        for name, value in (("min_lr", min_lr), ("max_lr", max_lr)):
+            if not value > 0:
+                raise ValueError(f"expected {name} to be positive, but got {value}")
+        if not min_lr < max_lr:
+            raise ValueError(f"expected min_lr to be below max_lr, but got {min_lr} and {max_lr}")
+        if num_steps < 2:
+            raise ValueError(f"expected num_steps to be at least 2, but got {num_steps}")
+        if spacing not in ("exponential", "linear"):
+            raise ValueError(f"expected spacing to be 'exponential' or 'linear', but got {spacing!r}")
+        check_method(suggestion)
+        self.min_lr = min_lr
+        self.max_lr = max_lr
+        self.num_steps = num_steps
+        self.suggestion = suggestion
+        self.each_phase = each_phase
+        self.apply = apply
+        self.spacing = spacing
+        self.curve: LRCurve | None = None
+        self._phase = 0
+        self._tested: list[int] = []
+        self._restored = False
+        self._trains = False
+        self._report = LRReport()
+
+    @property
+    def lrs(self) -> Sequence[float]:
+        """The rates that are tried, rising."""
+        if self.spacing == "linear":
+            return torch.linspace(self.min_lr, self.max_lr, self.num_steps, dtype=torch.float64).tolist()
+        return torch.linspace(log(self.min_lr), log(self.max_lr), self.num_steps, dtype=torch.float64).exp().tolist()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make sure that rates can be tested.
+
+        Raises:
+            ValueError: If an optimizer has no ``lr``, or there is no training data.
+        """
+        if not self._restored:
+            self._tested, self.curve, self._report = [], None, LRReport()
+        self._trains = False
+        if not trainer.optimizers:
+            raise ValueError(f"{type(pl_module).__name__} has no optimizer, so there is no learning rate to find")
+        for optimizer in trainer.optimizers:
+            if any("lr" not in group for group in optimizer.param_groups):
+                raise ValueError(f"{type(optimizer).__name__} has no lr, so there is no learning rate to find")
+        TrialBatches(trainer, pl_module).close()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Test, but for a resumed run, which has done so."""
+        self._trains, restored, self._restored = True, self._restored, False
+        if not (restored and (self._phase in self._tested or not self.each_phase)):
+            self._find(trainer, pl_module)
+
+    def on_phase_start(self, trainer: Trainer, pl_module: LightningModule, phase: int) -> None:
+        """Test again where GradualUnfreezing has changed what is trained.
+
+        Args:
+            trainer: The trainer.
+            pl_module: Its module.
+            phase: The phase's number, from 0.
+        """
+        self._phase = phase
+        if self._trains and self.each_phase:
+            self._find(trainer, pl_module)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Wait for the next fit."""
+        self._trains = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was found."""
+        if not self._tested:
+            return {}
+        curve = None if self.curve is None else self.curve.to_dict()
+        return {"tested": self._tested, "curve": curve, "report": self._report.entries}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take what ``state_dict`` returned; a fit that is resumed does not test again."""
+        self._restored = bool(state_dict)
+        self._tested = list(state_dict.get("tested", []))
+        self._report = LRReport(state_dict.get("report", []))
+        curve = state_dict.get("curve")
+        self.curve = None if curve is None else LRCurve.from_dict(curve)
+
+    def _find(self, trainer: Trainer, module: LightningModule) -> None:
+        with at_full_rates(trainer):
+            before = reference_rate(trainer)
+            test = RangeTest(trainer, module, before)
+            with progress(trainer, self.num_steps) as advance:
+                losses = test.losses(self.lrs, advance)
+        self.curve = LRCurve.of_raw(self.lrs[: len(losses)], losses)
+        found = trainer.strategy.broadcast(self.curve.suggest(self.suggestion))
+        self._tested.append(self._phase)
+        self._report.add(trainer, self.curve, self.suggestion, found, before, phase=self._phase, applied=self.apply)
+        if found is None:
+            rank_zero_info(f"LRFinder: {self.curve.why_not}; the learning rate stays {before:.3g}")
+        elif self.apply:
+            scale_base(trainer, found / before)
+
+
+class _Found(Exception):  # noqa: N818 - it is no error, but the only way out of a fit before its first step
+    """The test is done."""
+
+
+class _Stop(Callback):
+    """Ends a fit when the callbacks before it have started to train."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """End it."""
+        raise _Found
+
+
+def lr_find(trainer: Trainer, module: LightningModule, data: Any = None, **options: Any) -> LRCurve:
+    """Test learning rates, and train nothing.
+
+    The trainer's callbacks that freeze blocks or rate them are heard, and no others; nothing is written.
+
+    Args:
+        trainer: The trainer; it can ``fit`` afterwards.
+        module: The module.
+        data: A LightningDataModule or training data, as ``trainer.fit`` takes them; None for the module's own.
+        options: Of LRFinder.
+
+    Returns:
+        The curve; ``curve.suggest()`` is the rate.
+
+    Raises:
+        ValueError: As LRFinder does.
+    """
+    from lightning_ft_callbacks.block_callback import BlockCallback
+
+    finder = LRFinder(**{"apply": False} | options)
+    part: Any = trainer
+    found = part.callbacks, part._loggers, part.num_sanity_val_steps
+    part.callbacks = [*(c for c in part.callbacks if isinstance(c, BlockCallback)), finder, _Stop()]
+    part._loggers, part.num_sanity_val_steps = [], 0
+    try:
+        trainer.fit(module, data)
+    except _Found:
+        pass
+    finally:
+        part.callbacks, part._loggers, part.num_sanity_val_steps = found
+    assert finder.curve is not None
+    return finder.curve

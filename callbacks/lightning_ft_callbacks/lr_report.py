@@ -1,0 +1,157 @@
+"""LRReport: what range tests found, as a table, a picture and a file."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar
+
+from lightning_ft_callbacks.lr_curve import LRCurve
+
+FILE, PICTURE = "lr_finder.json", "lr_finder.png"
+
+
+class LRReport:
+    """Tells of a fit's range tests.
+
+    Args:
+        entries: Those that were told of before the fit was resumed.
+    """
+
+    def __init__(self, entries: Sequence[dict[str, Any]] = ()) -> None:
+        self.entries = list(entries)
+
+    def add(
+        self,
+        trainer: Trainer,
+        curve: LRCurve,
+        method: str,
+        found: float | None,
+        before: float,
+        *,
+        phase: int,
+        applied: bool,
+    ) -> None:
+        """Print a test's candidates, draw its curve, and write both into the run's folder.
+
+        Args:
+            trainer: The trainer, whose loggers get the picture.
+            curve: The test's curve.
+            method: Whose suggestion was asked for.
+            found: What it is; None where the curve says nothing.
+            before: The rate that the user chose.
+            phase: The phase of GradualUnfreezing, from 0.
+            applied: Whether the fit goes on at the rate found.
+        """
+        folder = trainer.log_dir if trainer.loggers else None  # asked on all ranks, because it is broadcast
+        entry = {
+            "phase": phase,
+            "step": trainer.global_step,
+            "method": method,
+            "lr": found,
+            "lr_before": before,
+            "applied": applied and found is not None,
+            "interval": curve.interval(),
+            "candidates": curve.suggestions(),
+            "curve": curve.to_dict(),
+        }
+        self.entries.append(entry)
+        if not trainer.is_global_zero:
+            return
+        show(entry)
+        if folder is not None:
+            place = Path(folder)
+            place.mkdir(parents=True, exist_ok=True)
+            temporary = place / f".{FILE}.part"
+            temporary.write_text(json.dumps({"tests": self.entries}, indent=1) + "\n")
+            temporary.replace(place / FILE)
+            picture = place / (PICTURE if len(self.entries) == 1 else f"lr_finder_phase_{phase}.png")
+            figure = draw(curve, method, found)
+            if figure is not None:
+                figure.savefig(picture, dpi=120)
+                _log(trainer, figure, picture)
+
+
+def rows(entry: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the table of a test's candidates, the chosen one marked."""
+    found = [
+        (f"{method} *" if method == entry["method"] else str(method), f"{lr:.2e}")
+        for method, lr in sorted(entry["candidates"].items(), key=lambda item: item[1])
+    ]
+    return [*found, ("before", f"{entry['lr_before']:.2e}")]
+
+
+def show(entry: dict[str, Any]) -> None:
+    """Print a test's candidates, as rich's table where that is installed."""
+    title = "learning rates" if not entry["phase"] else f"learning rates, phase {entry['phase']}"
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        print("\n".join([title, *(f"{name:<16}{lr}" for name, lr in rows(entry))]))
+        return
+    table = Table("suggestion", "learning rate", title=title)
+    for row in rows(entry):
+        table.add_row(*row)
+    Console().print(table)
+
+
+def draw(curve: LRCurve, method: str, found: float | None) -> Any:
+    """Return a figure of the losses, smoothed and as they were, with what is suggested; None without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes: Any = figure.add_subplot()
+    axes.plot(curve.lrs, curve.raw, ".", color="0.75", label="loss of a step")
+    axes.plot(curve.lrs, curve.losses, color="C0", label="smoothed")
+    _, losses = curve.known
+    if len(losses):
+        low, high = losses.min().item(), losses.max().item()
+        axes.set_ylim(low - 0.15 * (high - low + 1e-12), high + 0.35 * (high - low + 1e-12))
+    if (interval := curve.interval()) is not None:
+        axes.axvspan(*interval, color="C1", alpha=0.15, label="interval of auto")
+    for name, lr in curve.suggestions().items():
+        chosen = name == method
+        axes.axvline(lr, color="C1" if chosen else "0.6", lw=2 if chosen else 1, ls="-" if chosen else ":")
+        axes.annotate(
+            f"{name} {lr:.1e}", (lr, 1), xycoords=("data", "axes fraction"), rotation=90, va="top", fontsize=7
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("learning rate")
+    axes.set_ylabel("training loss")
+    axes.set_title("no learning rate stands out" if found is None else f"learning rate {found:.2e}")
+    axes.legend(fontsize=8, loc="lower left")
+    return figure
+
+
+@contextmanager
+def progress(trainer: Trainer, num_steps: int) -> Iterator[Callable[[float], None]]:
+    """Show a bar of a test's steps where the trainer shows one of its own; give it each step's rate."""
+    from tqdm.auto import tqdm
+
+    bar = trainer.progress_bar_callback
+    shown = isinstance(bar, ProgressBar) and trainer.is_global_zero and getattr(bar, "is_enabled", True)
+    with tqdm(total=num_steps, desc="learning rates", leave=False, disable=not shown) as line:
+
+        def advance(lr: float) -> None:
+            line.set_postfix_str(f"lr={lr:.1e}", refresh=False)
+            line.update()
+
+        yield advance
+
+
+def _log(trainer: Trainer, figure: Any, picture: Path) -> None:
+    """Give the picture to loggers that take one."""
+    for logger in trainer.loggers:
+        experiment: Any = getattr(logger, "experiment", None)
+        if hasattr(experiment, "add_figure"):  # TensorBoard
+            experiment.add_figure("lr_finder", figure, global_step=trainer.global_step, close=False)
+        elif hasattr(logger, "log_image"):  # Weights & Biases
+            logger.log_image("lr_finder", [str(picture)])  # type: ignore[attr-defined]

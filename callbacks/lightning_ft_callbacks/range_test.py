@@ -1,0 +1,98 @@
+"""A range test: the loss at rising learning rates, of a training that is then undone."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from lightning_ft_callbacks.base_rates import peak_rate, set_rates
+from lightning_ft_callbacks.lr_curve import smoothed
+from lightning_ft_callbacks.training_state import TrainingState
+from lightning_ft_callbacks.trial_steps import TrialSteps
+
+DIVERGED = 3.0
+
+
+class RangeTest:
+    """Trains a fit's module for trial, and undoes that.
+
+    Args:
+        trainer: The trainer, in a fit.
+        module: Its module.
+        reference: The rate at the schedule's peak of what has scale 1; a trial at a rate multiplies all of the fit's
+            rates by that rate over this.
+
+    Raises:
+        ValueError: If there is no data to train on.
+    """
+
+    def __init__(self, trainer: Trainer, module: LightningModule, reference: float) -> None:
+        self._trainer = trainer
+        self._module = module
+        self._reference = reference
+        self._peaks = {
+            (number, index): peak_rate(group)
+            for number, optimizer in enumerate(trainer.optimizers)
+            for index, group in enumerate(optimizer.param_groups)
+        }
+
+    def losses(self, lrs: Sequence[float], on_step: Callable[[float], None] | None = None) -> list[float]:
+        """Return the training losses at rising rates, a step each, until the loss diverges.
+
+        A loss is read when the next step has been begun, so that an accelerator need not wait for it.
+
+        Args:
+            lrs: The rates.
+            on_step: Called after each step with its rate.
+
+        Raises:
+            ValueError: If the first loss is NaN or infinite already.
+        """
+        state = TrainingState(self._trainer, self._module)
+        losses: list[float] = []
+        pending: Tensor | None = None
+        steps = TrialSteps(self._trainer, self._module)
+        try:
+            with steps.quiet():
+                for lr in lrs:
+                    set_rates(self._trainer.optimizers, self._peaks, lr / self._reference)
+                    loss = steps.step()
+                    if pending is not None:
+                        losses.append(self._read(pending, first=not losses))
+                        if diverged(losses):
+                            return losses
+                    pending = loss
+                    if on_step is not None:
+                        on_step(lr)
+                if pending is not None:
+                    losses.append(self._read(pending, first=not losses))
+                return losses
+        finally:
+            state.restore()
+
+    def _read(self, loss: Tensor, *, first: bool) -> float:
+        value = loss.item()
+        if first and not torch.isfinite(torch.tensor(value)):
+            raise ValueError(
+                f"the loss of {type(self._module).__name__} is {value} at the first step already, before any rate "
+                "could matter; look at the data (empty or wrong labels, NaN in inputs), the initial weights, and the "
+                "precision"
+            )
+        return value
+
+
+def diverged(losses: Sequence[float]) -> bool:
+    """Tell whether the smoothed loss has risen to four times its lowest value, as fastai has it.
+
+    For losses that are near 0 or negative at their lowest, it is three times their fall above it, if that is more.
+
+    Args:
+        losses: Losses so far.
+    """
+    if len(losses) < 2:
+        return False
+    average = smoothed(torch.tensor(losses, dtype=torch.float64))
+    known = average[~average.isnan()]
+    lowest, first = known.min().item(), known[0].item()
+    return known[-1].item() > lowest + DIVERGED * max(abs(lowest), first - lowest)
