@@ -13,7 +13,8 @@ from lightning_ft_callbacks.lr_suggestions import METHODS
 
 SMOOTHING = 0.98
 FEWEST = 10
-NOISE = 2.0
+STANDARD_ERRORS = 4.0
+MEDIAN_DIFFERENCE = 0.954  # of two normal values, in their standard deviations
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +48,7 @@ class LRCurve:
     ) -> None:
         values = {"lrs": lrs, "losses": losses, "raw": losses if raw is None else raw}
         for name, value in values.items():
-            object.__setattr__(self, name, torch.as_tensor(value, dtype=torch.float64).cpu())
+            object.__setattr__(self, name, torch.as_tensor(value, dtype=torch.float64).detach().cpu().clone())
         object.__setattr__(self, "skip_begin", skip_begin)
         object.__setattr__(self, "skip_end", skip_end)
         if not self.lrs.shape == self.losses.shape == self.raw.shape or self.lrs.ndim != 1:
@@ -84,16 +85,19 @@ class LRCurve:
 
     @property
     def informative(self) -> bool:
-        """Whether the loss falls by more than its noise: at least twice the standard error of a smoothed value."""
-        lrs, losses = self.known
-        if len(lrs) < FEWEST:
+        """Whether the loss falls by more than its noise.
+
+        It does where some stretch of steps has a mean below that of as many first steps by four standard errors. The
+        noise of a step is told from the differences of neighbours, by their median, which an explosion does not move.
+        """
+        if len(self.known[0]) < FEWEST:
             return False
-        fall = (losses.cummax(0).values - losses).max().item()
         raw = self.raw[self.raw.isfinite()]
-        rough = (raw - self.losses[self.raw.isfinite()])[: len(raw) // 2 or 1]
-        noise = rough.square().mean().sqrt().item() * ((1 - SMOOTHING) / (1 + SMOOTHING)) ** 0.5
-        scale = losses.abs().max().item()
-        return isfinite(fall) and fall > max(NOISE * noise, 1e-6 * scale)
+        width = max(FEWEST // 2, len(raw) // 8)
+        means = raw.unfold(0, width, 1).mean(1)
+        fall = (means[0] - means.min()).item()
+        noise = raw.diff().abs().median().item() / MEDIAN_DIFFERENCE
+        return fall > max(STANDARD_ERRORS * noise * (2 / width) ** 0.5, 1e-6 * raw.abs().median().item())
 
     def suggest(self, method: str = "auto") -> float | None:
         """Return the learning rate that the curve suggests for the block with scale 1.
