@@ -1,11 +1,11 @@
 """The base of a fit's learning rates: read, set for a trial, and scaled for good."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import Trainer
 from torch import Tensor
-from torch.optim import Optimizer
 
 # rates that a schedule puts into a group, torch's and timm's
 IN_GROUPS = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
@@ -16,22 +16,72 @@ COUNTS = frozenset({"warmup_steps"})  # rates per step where a list, a number of
 INNER = ("_schedulers", "schedulers", "scheduler", "after_scheduler")
 
 
-def peak_rate(group: Mapping[str, Any]) -> float:
-    """Return the rate that a group has where its schedule's factor is 1, or its highest under one with a peak."""
-    return float(group.get("max_lr", group.get("initial_lr", group["lr"])))
-
-
-def set_rates(optimizers: Iterable[Optimizer], peaks: Mapping[tuple[int, int], float], factor: float) -> None:
-    """Give each group its peak rate times a factor.
+def group_peaks(trainer: Trainer) -> dict[int, float]:
+    """Return the rate of each parameter group where its schedule's factor is 1, or the highest under one with a peak.
 
     Args:
-        optimizers: The optimizers.
-        peaks: The peak rate of each group, by the numbers of optimizer and group.
-        factor: The factor.
+        trainer: The trainer, in a fit.
+
+    Returns:
+        Rates by the ``id`` of a group's list of parameters.
     """
-    for number, optimizer in enumerate(optimizers):
-        for index, group in enumerate(optimizer.param_groups):
-            _assign(group, "lr", peaks[number, index] * factor)
+    peaks = {
+        id(group["params"]): float(group.get("max_lr", group.get("initial_lr", group["lr"])))
+        for optimizer in trainer.optimizers
+        for group in optimizer.param_groups
+    }
+    for config in trainer.lr_scheduler_configs:
+        schedule: Any = config.scheduler
+        if hasattr(schedule, "max_lrs"):  # CyclicLR, whose initial_lr is the lowest
+            groups = schedule.optimizer.param_groups
+            peaks |= {id(group["params"]): float(peak) for group, peak in zip(groups, schedule.max_lrs, strict=True)}
+    return peaks
+
+
+class TrialRates:
+    """Rates of a fit's groups that are set by hand, a factor on their peaks.
+
+    Args:
+        trainer: The trainer, in a fit.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        self._optimizers = trainer.optimizers
+        peaks = group_peaks(trainer)
+        self._peaks = [peaks[id(group["params"])] for group in self._groups]
+        self._set = list(self._peaks)
+
+    def set(self, factor: float) -> None:
+        """Give each group its peak rate times a factor."""
+        for index, (group, peak) in enumerate(zip(self._groups, self._peaks, strict=True)):
+            _assign(group, "lr", peak * factor)
+            self._set[index] = float(group["lr"])
+
+    @contextmanager
+    def guarded(self, owner: str) -> Iterator[None]:
+        """Raise where an optimizer is about to step with other rates.
+
+        Args:
+            owner: Whose module it is, for the message.
+
+        Raises:
+            ValueError: If somebody has set other rates.
+        """
+
+        def check(*_: Any) -> None:
+            if any(float(group["lr"]) != rate for group, rate in zip(self._groups, self._set, strict=True)):
+                raise ValueError(
+                    f"{owner} sets learning rates itself before each update, so there is none to test or to set; leave "
+                    "them to the optimizer and an LR scheduler"
+                )
+
+        handles = [optimizer.register_step_pre_hook(check) for optimizer in self._optimizers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 def scale_base(trainer: Trainer, factor: float) -> None:

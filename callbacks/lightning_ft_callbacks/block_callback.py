@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_ft_callbacks.base_rates import peak_rate
+from lightning_ft_callbacks.base_rates import group_peaks
 from lightning_ft_callbacks.blocks import BlockMap, BlockSpec
 from lightning_ft_callbacks.param_groups import BlockRates
 from lightning_ft_callbacks.strategies import check_strategy
@@ -92,12 +92,13 @@ class BlockCallback(Callback):
         """Return each block's highest learning rate, at the peak of the schedule, of blocks that an optimizer holds."""
         assert self.block_map is not None
         owners = self.block_map.owners()
+        peaks = group_peaks(trainer)
         rates: dict[str, float] = {}
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 for block in {owners[id(p)] for p in group["params"] if id(p) in owners}:
                     factor = prod(callback.rate_factor(block, group) for callback in _all(trainer))
-                    rates[block] = max(rates.get(block, 0.0), peak_rate(group) * factor)
+                    rates[block] = max(rates.get(block, 0.0), peaks[id(group["params"])] * factor)
         return rates
 
     def on_train_batch_end(
@@ -193,8 +194,7 @@ def reference_rate(trainer: Trainer) -> float:
         ValueError: If it is 0, so that no factor changes it.
     """
     callbacks = _all(trainer)
-    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-    rates = callbacks[0].peak_rates(trainer).values() if callbacks else map(peak_rate, groups)
+    rates = (callbacks[0].peak_rates(trainer) if callbacks else group_peaks(trainer)).values()
     highest = max(rates, default=0.0)
     if not highest > 0:
         raise ValueError("the learning rate of all parameter groups is 0, and no factor changes that; give any other")

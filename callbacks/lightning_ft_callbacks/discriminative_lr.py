@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from torch.optim import LBFGS
 
-from lightning_ft_callbacks.base_rates import peak_rate
+from lightning_ft_callbacks.base_rates import group_peaks
 from lightning_ft_callbacks.block_callback import BlockCallback
 from lightning_ft_callbacks.blocks import BlockSpec
 from lightning_ft_callbacks.weight_decay import decay_exempt
@@ -80,8 +80,7 @@ class DiscriminativeLR(BlockCallback):
         for pattern in self.scales or ():
             self.block_map.match([pattern])
         # before a checkpoint is loaded, whose groups may stand at a later point of the schedule
-        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        self._peaks = {id(group["params"]): peak_rate(group) for group in groups}
+        self._peaks = group_peaks(trainer)
         if self.high is not None and 0.0 in self._peaks.values():
             raise ValueError("high has no effect on an optimizer whose lr is 0")
         differ = self.high is not None or any(scale != 1.0 for scale in self._scale.values())

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_ft_callbacks.base_rates import peak_rate, set_rates
+from lightning_ft_callbacks.base_rates import TrialRates
 from lightning_ft_callbacks.lr_curve import smoothed
 from lightning_ft_callbacks.training_state import TrainingState
 from lightning_ft_callbacks.trial_steps import TrialSteps
@@ -31,11 +31,6 @@ class RangeTest:
         self._trainer = trainer
         self._module = module
         self._reference = reference
-        self._peaks = {
-            (number, index): peak_rate(group)
-            for number, optimizer in enumerate(trainer.optimizers)
-            for index, group in enumerate(optimizer.param_groups)
-        }
 
     def losses(self, lrs: Sequence[float], on_step: Callable[[float], None] | None = None) -> list[float]:
         """Return the training losses at rising rates, a step each, until the loss diverges.
@@ -52,11 +47,11 @@ class RangeTest:
         state = TrainingState(self._trainer, self._module)
         losses: list[float] = []
         pending: Tensor | None = None
-        steps = TrialSteps(self._trainer, self._module)
+        steps, rates = TrialSteps(self._trainer, self._module), TrialRates(self._trainer)
         try:
-            with steps.quiet():
+            with steps.quiet(), rates.guarded(type(self._module).__name__):
                 for lr in lrs:
-                    set_rates(self._trainer.optimizers, self._peaks, lr / self._reference)
+                    rates.set(lr / self._reference)
                     loss = steps.step()
                     if pending is not None:
                         losses.append(self._read(pending, first=not losses))
