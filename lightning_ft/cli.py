@@ -26,9 +26,10 @@ from lightning_ft.run_folder import CHECKPOINTS, discard_unused, new_run_folder,
 from lightning_ft.trainer import FineTuningTrainer
 from lightning_ft_callbacks import DiscriminativeLR as DiscriminativeLR  # a recipe may name the callbacks alone
 from lightning_ft_callbacks import GradualUnfreezing as GradualUnfreezing
+from lightning_ft_callbacks import LRFinder as LRFinder
 
 # the commands that start from a recipe; the others need a trained model
-TRAINING = ("fit", "plan")
+TRAINING = ("fit", "plan", "lr_find")
 
 
 class Parser(LightningArgumentParser):
@@ -48,7 +49,7 @@ class Parser(LightningArgumentParser):
 
 
 class Command(LightningCLI):
-    """``lightning-ft fit``, ``plan``, ``validate``, ``test`` and ``predict``.
+    """``lightning-ft fit``, ``plan``, ``lr_find``, ``validate``, ``test`` and ``predict``.
 
     Beside Lightning's own keys a recipe needs the backbone, the head and the data: the number of classes and the task
     are taken from the data's labels, the tokenizer and the image size from the backbone.
@@ -78,7 +79,7 @@ class Command(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Return the trainer's methods that are commands, with the arguments that are not options."""
         commands = LightningCLI.subcommands()
-        return commands | {"plan": commands["fit"]}
+        return commands | {"plan": commands["fit"], "lr_find": commands["fit"]}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments given; Lightning would warn that they are not ``sys.argv``."""
@@ -142,7 +143,7 @@ class Command(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer, with the loggers and checkpoints in the run's folder."""
         config = self._get(self.config_init, "trainer")
-        writes = self.subcommand == "fit" and not config.fast_dev_run
+        writes = self.subcommand in ("fit", "lr_find") and not config.fast_dev_run
         if writes:
             self.run_folder = self._run_folder(Path(config.default_root_dir))
         self.save_config_kwargs = {"folder": self.run_folder}
@@ -157,7 +158,9 @@ class Command(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         if self.subcommand == "plan":
-            config |= {"enable_model_summary": False, "enable_progress_bar": False}
+            config |= {"enable_progress_bar": False}
+        if self.subcommand != "fit":
+            config |= {"enable_model_summary": False}
         keeps = self.subcommand == "fit" and config.get("enable_checkpointing") is not False
         for callback in callbacks:
             if isinstance(callback, BestCheckpoint | LastCheckpoint) and self.run_folder is not None:
@@ -201,6 +204,14 @@ class Command(LightningCLI):
 
     def after_fit(self) -> None:
         """Say where the run's files are."""
+        self.before_fit()
+
+    def after_lr_find(self) -> None:
+        """Say what to do with the rate that was found, and where the curve is."""
+        callbacks: list[Callback] = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        for callback in callbacks:
+            if isinstance(callback, LRFinder) and callback.factor is not None and _rank() == 0:
+                print(f"train at it with: --model.lr {self.model.lr * callback.factor:.2g}")
         self.before_fit()
 
     def after_validate(self) -> None:

@@ -38,6 +38,8 @@ class LRFinder(Callback):
 
     Attributes:
         curve: The last test's curve; None before the first.
+        found: The rate that it suggests; None where it says nothing.
+        factor: That over the rate before, which it was for the whole schedule; None where the curve says nothing.
 
     Raises:
         ValueError: If the range is none, or the suggestion is unknown; and at the start of ``fit`` if there is no
@@ -75,6 +77,8 @@ class LRFinder(Callback):
         self.apply = apply
         self.spacing = spacing
         self.curve: LRCurve | None = None
+        self.found: float | None = None
+        self.factor: float | None = None
         self._phase = 0
         self._tested: list[int] = []
         self._restored = False
@@ -96,6 +100,7 @@ class LRFinder(Callback):
         """
         if not self._restored:
             self._tested, self.curve, self._report = [], None, LRReport()
+            self.found = self.factor = None
         self._trains = False
         if not trainer.optimizers:
             raise ValueError(f"{type(pl_module).__name__} has no optimizer, so there is no learning rate to find")
@@ -131,14 +136,14 @@ class LRFinder(Callback):
         if not self._tested:
             return {}
         curve = None if self.curve is None else self.curve.to_dict()
-        return {"tested": self._tested, "curve": curve, "report": self._report.entries}
+        return {"tested": self._tested, "curve": curve, "found": self.found, "report": self._report.entries}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what ``state_dict`` returned; a fit that is resumed does not test again."""
         self._restored = bool(state_dict)
         self._tested = list(state_dict.get("tested", []))
         self._report = LRReport(state_dict.get("report", []))
-        curve = state_dict.get("curve")
+        self.found, curve = state_dict.get("found"), state_dict.get("curve")
         self.curve = None if curve is None else LRCurve.from_dict(curve)
 
     def _find(self, trainer: Trainer, module: LightningModule) -> None:
@@ -148,7 +153,8 @@ class LRFinder(Callback):
             with progress(trainer, self.num_steps) as advance:
                 losses = test.losses(self.lrs, advance)
         self.curve = LRCurve.of_raw(self.lrs[: len(losses)], losses)
-        found = trainer.strategy.broadcast(self.curve.suggest(self.suggestion))
+        self.found = found = trainer.strategy.broadcast(self.curve.suggest(self.suggestion))
+        self.factor = None if found is None else found / before
         self._tested.append(self._phase)
         self._report.add(trainer, self.curve, self.suggestion, found, before, phase=self._phase, applied=self.apply)
         if found is None:
@@ -188,7 +194,8 @@ def lr_find(trainer: Trainer, module: LightningModule, data: Any = None, **optio
     """
     from lightning_ft_callbacks.block_callback import BlockCallback
 
-    finder = LRFinder(**{"apply": False} | options)
+    arguments: dict[str, Any] = {"apply": False} | options
+    finder = LRFinder(**arguments)
     part: Any = trainer
     found = part.callbacks, part._loggers, part.num_sanity_val_steps
     part.callbacks = [*(c for c in part.callbacks if isinstance(c, BlockCallback)), finder, _Stop()]

@@ -133,12 +133,12 @@ def draw(curve: LRCurve, method: str, found: float | None) -> Any:
 
 @contextmanager
 def progress(trainer: Trainer, num_steps: int) -> Iterator[Callable[[float], None]]:
-    """Show a bar of a test's steps where the trainer shows one of its own; give it each step's rate."""
+    """Show a bar of a test's steps on a terminal where the trainer shows one of its own; give it each step's rate."""
     from tqdm.auto import tqdm
 
     bar = trainer.progress_bar_callback
     shown = isinstance(bar, ProgressBar) and trainer.is_global_zero and getattr(bar, "is_enabled", True)
-    with tqdm(total=num_steps, desc="learning rates", leave=False, disable=not shown) as line:
+    with tqdm(total=num_steps, desc="learning rates", leave=False, disable=None if shown else True) as line:
 
         def advance(lr: float) -> None:
             line.set_postfix_str(f"lr={lr:.1e}", refresh=False)
