@@ -33,7 +33,9 @@ def written(folder: Path) -> list[Weights]:
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Weights]:
     folder = tmp_path_factory.mktemp("one")
-    return {strategy: weights(strategy, folder / strategy)[0] for strategy in ("one", "one_two_optimizers")}
+    return {
+        strategy: weights(strategy, folder / strategy)[0] for strategy in ("one", "one_two_optimizers", "one_lr_finder")
+    }
 
 
 @pytest.mark.parametrize(
@@ -46,6 +48,17 @@ def test_two_ranks_agree_bitwise_and_equal_one_process(
     assert all(torch.equal(first[name], second[name]) for name in first)
     for name, tensor in one_process["one_two_optimizers" if "optimizers" in strategy else "one"].items():
         torch.testing.assert_close(first[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["lr_finder", "lr_finder_fsdp2"])
+def test_two_ranks_test_learning_rates_as_one_process(
+    strategy: str, one_process: dict[str, Weights], tmp_path: Path
+) -> None:
+    first, second = weights(strategy, tmp_path / "out")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert len(first["curve"]) > 10
+    for name, tensor in one_process["one_lr_finder"].items():
+        torch.testing.assert_close(first[name], tensor, rtol=2e-3, atol=1e-4)
 
 
 def test_ranks_agree_bitwise_with_compressed_gradients(one_process: dict[str, Weights], tmp_path: Path) -> None:

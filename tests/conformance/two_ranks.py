@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import SGD, lr_scheduler
 from torch.utils.data import DataLoader, Subset
 
-from lightning_ft_callbacks import DiscriminativeLR, GradualUnfreezing
+from lightning_ft_callbacks import DiscriminativeLR, GradualUnfreezing, LRFinder
 
 SCHEDULE = [
     {"train": ["head"], "steps": 3},
@@ -51,6 +51,9 @@ STRATEGIES: dict[str, Any] = {
     "two_optimizers": lambda: "ddp",
     "one_two_optimizers": lambda: "auto",
     "saved": lambda: "ddp",
+    "lr_finder": lambda: "ddp",
+    "one_lr_finder": lambda: "auto",
+    "lr_finder_fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
 }
 
 
@@ -83,6 +86,9 @@ class Ranked(Net):
         for name, parameter in self.named_parameters():
             value: Any = parameter.detach()
             weights[name] = (value.full_tensor() if isinstance(value, DTensor) else value).clone()
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, LRFinder) and callback.curve is not None:
+                weights |= {"curve": callback.curve.raw, "found": torch.tensor(callback.found)}
         torch.save(weights, self.out / f"rank{self.global_rank}.pt")
 
 
@@ -136,7 +142,7 @@ def module_of(strategy: str, out: Path) -> Ranked:
     """Return what is trained under a strategy."""
     if strategy.endswith("two_optimizers"):
         return TwoOptimizers(out)
-    return Sharded(out) if strategy == "fsdp2" else Ranked(out, same_batches=strategy == "saved")
+    return Sharded(out) if strategy.endswith("fsdp2") else Ranked(out, same_batches=strategy == "saved")
 
 
 def fit(strategy: str, out: Path, *callbacks: Callback, checkpoint: Path | None = None) -> None:
@@ -145,6 +151,7 @@ def fit(strategy: str, out: Path, *callbacks: Callback, checkpoint: Path | None 
     trainer(
         GradualUnfreezing(SCHEDULE, ramp_steps=2),
         DiscriminativeLR(0.8),
+        *([LRFinder(min_lr=1e-4, max_lr=10.0, num_steps=40, each_phase=True)] if "lr_finder" in strategy else []),
         *callbacks,
         strategy=STRATEGIES[strategy](),
         devices=1 if strategy.startswith("one") else 2,
