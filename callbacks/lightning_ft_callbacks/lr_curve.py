@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ft_callbacks.lr_suggestions import METHODS
+from lightning_ft_callbacks.lr_suggestions import METHODS, fallen
 
 SMOOTHING = 0.98
 FEWEST = 10
 STANDARD_ERRORS = 4.0
+HALF, MOST = 0.5, 0.9  # of the fall
 MEDIAN_DIFFERENCE = 0.954  # of two normal values, in their standard deviations
 
 
@@ -92,18 +93,25 @@ class LRCurve:
         """
         if len(self.known[0]) < FEWEST:
             return False
-        raw = self.raw[self.raw.isfinite()]
+        _, raw = self._measured
         width = max(FEWEST // 2, len(raw) // 8)
         means = raw.unfold(0, width, 1).mean(1)
         fall = (means[0] - means.min()).item()
         noise = raw.diff().abs().median().item() / MEDIAN_DIFFERENCE
         return fall > max(STANDARD_ERRORS * noise * (2 / width) ** 0.5, 1e-6 * raw.abs().median().item())
 
+    @property
+    def _measured(self) -> tuple[Tensor, Tensor]:
+        finite = self.raw.isfinite()
+        return self.lrs[finite], self.raw[finite]
+
     def suggest(self, method: str = "auto") -> float | None:
         """Return the learning rate that the curve suggests for the block with scale 1.
 
         Args:
-            method: ``"steep"``, ``"valley"``, ``"minimum"``, ``"slide"`` as fastai defines them, or ``"auto"``.
+            method: ``"auto"``, the middle (in the logarithm) between the rates at which the loss has fallen by half and
+                by nine tenths of all that it falls; or ``"steep"``, ``"valley"``, ``"minimum"``, ``"slide"`` as fastai
+                defines them.
 
         Returns:
             The rate; None where the curve has no information: too few points, or a loss that does not fall.
@@ -114,10 +122,10 @@ class LRCurve:
         check_method(method)
         if not self.informative:
             return None
-        lrs, losses = self.known
         if method != "auto":
-            return METHODS[method](lrs, losses)
-        return auto(lrs, losses)
+            return METHODS[method](*self.known)
+        low, high = fallen(*self._measured, HALF), fallen(*self._measured, MOST)
+        return (low * high) ** 0.5
 
     def suggestions(self) -> dict[str, float]:
         """Return what every method suggests; nothing where the curve has no information."""
@@ -127,11 +135,10 @@ class LRCurve:
         return {method: lr for method, lr in found.items() if lr is not None}
 
     def interval(self) -> tuple[float, float] | None:
-        """Return between which rates the good ones lie, lowest and highest; None where there is no information."""
+        """Return the rates at which the loss has fallen by half, and by nine tenths; None without information."""
         if not self.informative:
             return None
-        found = [suggest(*self.known) for suggest in METHODS.values()]
-        return min(found), max(found)
+        return fallen(*self._measured, HALF), fallen(*self._measured, MOST)
 
     @property
     def why_not(self) -> str:
@@ -151,11 +158,6 @@ class LRCurve:
         """Return what ``to_dict`` gave."""
         numbers = ([torch.nan if v is None else v for v in data[name]] for name in ("lrs", "losses", "raw"))
         return cls(*numbers, skip_begin=data["skip_begin"], skip_end=data["skip_end"])
-
-
-def auto(lrs: Tensor, losses: Tensor) -> float:
-    """Placeholder."""
-    return METHODS["valley"](lrs, losses)
 
 
 def check_method(method: str) -> None:

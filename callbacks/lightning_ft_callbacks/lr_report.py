@@ -116,7 +116,7 @@ def draw(curve: LRCurve, method: str, found: float | None) -> Any:
         low, high = losses.min().item(), losses.max().item()
         axes.set_ylim(low - 0.15 * (high - low + 1e-12), high + 0.35 * (high - low + 1e-12))
     if (interval := curve.interval()) is not None:
-        axes.axvspan(*interval, color="C1", alpha=0.15, label="interval of auto")
+        axes.axvspan(*interval, color="C1", alpha=0.15, label="half to nine tenths of the fall")
     for name, lr in curve.suggestions().items():
         chosen = name == method
         axes.axvline(lr, color="C1" if chosen else "0.6", lw=2 if chosen else 1, ls="-" if chosen else ":")

@@ -1,12 +1,14 @@
-"""What a curve of loss against learning rate suggests: pure functions of two rising arrays.
+"""What a curve of loss against learning rate suggests: pure functions of rates and losses.
 
-Each is defined as in fastai (https://docs.fast.ai/callback.schedule.html, section "LRFinder").
+``steep``, ``minimum``, ``valley`` and ``slide`` are defined as in fastai, of smoothed losses
+(https://docs.fast.ai/callback.schedule.html, section "LRFinder"); ``fallen`` is our own, of losses as they were.
 """
 
 import torch
 from torch import Tensor
 
 SLIDE_WIDTH, SLIDE_CHANGE = 15, 0.005
+NEIGHBOURS, FIRST = 7, 10
 
 
 def steep(lrs: Tensor, losses: Tensor) -> float:
@@ -65,6 +67,25 @@ def slide(lrs: Tensor, losses: Tensor) -> float:
         found = lrs[left]
         right, left = right - 1, left - 1
     return found.item()
+
+
+def fallen(lrs: Tensor, losses: Tensor, share: float) -> float:
+    """Return the lowest rate at which the loss has fallen by a share of all that it falls in the test.
+
+    Of the losses as they were each is taken with its neighbours, by their median, which neither lags behind as a
+    running average does nor is moved by a single batch. The fall is from the median of the first of these to the
+    lowest.
+
+    Args:
+        lrs: Learning rates, rising, shape (step,).
+        losses: Losses, not smoothed, all finite, shape (step,).
+        share: The share, in (0, 1].
+    """
+    width = min(NEIGHBOURS, len(losses))
+    local = losses.unfold(0, width, 1).median(1).values
+    first, lowest = local[:FIRST].median(), local.min()
+    step = int((local <= first - share * (first - lowest)).nonzero()[0])
+    return lrs[step + width // 2].item()
 
 
 METHODS = {"steep": steep, "valley": valley, "minimum": minimum, "slide": slide}
