@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
-from nets import Net, loader, tensors, trainer
+from lightning.pytorch import Callback
+from nets import Net, Save, loader, tensors, trainer
 from torch.optim import lr_scheduler as schedulers
 
 from lightning_ft_callbacks import DiscriminativeLR, GradualUnfreezing
@@ -21,19 +21,6 @@ SCHEDULES: dict[str, Any] = {
         {"train": ["*"]},
     ],
 }
-
-
-class Save(Callback):
-    """Saves after each batch, and at each epoch's end."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        trainer.save_checkpoint(self.folder / f"step{trainer.global_step}.ckpt")
-
-    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
-        trainer.save_checkpoint(self.folder / f"epoch{trainer.current_epoch}.ckpt")
 
 
 def run(schedule: Any, *callbacks: Callback, ckpt_path: Path | None = None) -> dict[str, torch.Tensor]:

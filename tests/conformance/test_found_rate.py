@@ -9,8 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from nets import Net, Seen, loader, tensors, trainer
-from test_exact_resume import Save
+from nets import Net, Save, Seen, loader, tensors, trainer
 from test_rates import SCHEDULERS
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW

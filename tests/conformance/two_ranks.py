@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.overrides.distributed import _register_ddp_comm_hook
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
-from nets import Net, loader, trainer
+from nets import Net, Save, loader, trainer
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook as powersgd
 from torch.distributed.tensor import DTensor
@@ -123,19 +123,6 @@ class Sharded(Ranked):
             fully_shard(layer, mesh=mesh)
         fully_shard(self.head, mesh=mesh)
         fully_shard(self, mesh=mesh)
-
-
-class Save(Callback):
-    """Saves after each batch, and at each epoch's end."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        trainer.save_checkpoint(self.folder / f"step{trainer.global_step}.ckpt")
-
-    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
-        trainer.save_checkpoint(self.folder / f"epoch{trainer.current_epoch}.ckpt")
 
 
 def module_of(strategy: str, out: Path) -> Ranked:
