@@ -109,12 +109,26 @@ class Everything(Callback):
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
+        self.heard: list[str] = []
+
+    def on_before_zero_grad(self, *_: Any) -> None:
+        self.heard.append("zero_grad")
+
+    def on_before_backward(self, *_: Any) -> None:
+        self.heard.append("backward")
+
+    def on_after_backward(self, *_: Any) -> None:
+        self.heard.append("after backward")
+
+    def on_before_optimizer_step(self, *_: Any) -> None:
+        self.heard.append("step")
 
     def note(self, trainer: Any, module: Any, batch: Any) -> None:
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         self.seen.append(
             {
                 "batch": batch,
+                "heard": list(self.heard),
                 "module": module.observed(),
                 "optimizers": [state_of(o) for o in trainer.optimizers],
                 "schedules": [deepcopy(c.scheduler.state_dict()) for c in trainer.lr_scheduler_configs],
