@@ -1,4 +1,7 @@
-"""Run each trap with each tool, and print the table: ``python tests/conformance/peers [PAGE_TO_WRITE]``."""
+"""Run each trap with each tool, and print the tables: ``python tests/conformance/peers [PAGE_TO_WRITE]``.
+
+One cell: ``python tests/conformance/peers TRAP TOOL``.
+"""
 
 import json
 import os
@@ -11,12 +14,11 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
-from adapters import ADAPTERS, Ours
 from outcome import Outcome
-from page import page
+from page import Outcomes, page
 from rich.console import Console
 from rich.table import Table
-from traps import TRAPS
+from tables import TABLES, TrapTable
 
 TIMEOUT = 120  # seconds
 NUM_AT_ONCE = 2
@@ -33,15 +35,16 @@ def check_versions() -> dict[str, str]:
         package, _, pinned = line.partition("==")
         if version(package) != pinned:
             raise SystemExit(f"expected {package} {pinned}, but {version(package)} is installed")
-    packages = dict.fromkeys(["torch", "transformers", *(tool.package for tool in ADAPTERS.values())])
+    packages = dict.fromkeys(["torch", "transformers", *(t.package for table in TABLES for t in table.tools.values())])
     return {"Python": platform.python_version()} | {package: version(package) for package in packages}
 
 
 def run_alone(trap: str, tool: str) -> Outcome:
     """Run a trap with a tool in this process."""
+    table = next(table for table in TABLES if tool in table.tools)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            return TRAPS[trap](ADAPTERS[tool], Path(folder))
+            return table.traps[trap](table.tools[tool], Path(folder))
         except Exception as error:
             return Outcome.of_exception(error)
 
@@ -59,13 +62,19 @@ def run(trap: str, tool: str) -> Outcome:
     return Outcome(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def show(outcomes: dict[str, dict[str, Outcome]]) -> None:
-    """Print the table."""
-    table = Table("trap", *ADAPTERS, show_lines=True)
+def run_all(table: TrapTable, pool: ThreadPoolExecutor) -> Outcomes:
+    """Run all traps of a table with all of its tools."""
+    running = {trap: {tool: pool.submit(run, trap, tool) for tool in table.tools} for trap in table.traps}
+    return {trap: {tool: cell.result() for tool, cell in row.items()} for trap, row in running.items()}
+
+
+def show(table: TrapTable, outcomes: Outcomes) -> None:
+    """Print a table."""
+    printed = Table("trap", *table.tools, show_lines=True, title=table.title)
     for trap, row in outcomes.items():
         cells = [f"[{COLOURS[cell.verdict]}]{cell.verdict}[/]\n{cell.seen}" for cell in row.values()]
-        table.add_row(trap, *cells)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+        printed.add_row(trap, *cells)
+    Console(width=None if sys.stdout.isatty() else 160).print(printed)
 
 
 def main() -> None:
@@ -75,13 +84,14 @@ def main() -> None:
         return
     versions = check_versions()
     with ThreadPoolExecutor(NUM_AT_ONCE) as pool:
-        running = {trap: {tool: pool.submit(run, trap, tool) for tool in ADAPTERS} for trap in TRAPS}
-        outcomes = {trap: {tool: cell.result() for tool, cell in row.items()} for trap, row in running.items()}
-    show(outcomes)
+        tables = [(table, run_all(table, pool)) for table in TABLES]
+    for table, outcomes in tables:
+        show(table, outcomes)
     if len(sys.argv) == 2:
-        Path(sys.argv[1]).write_text(page(outcomes, versions), encoding="utf-8")
-    if any(row[Ours.name].verdict == "failed" for row in outcomes.values()):
-        raise SystemExit(f"{Ours.name} failed")
+        Path(sys.argv[1]).write_text(page(tables, versions), encoding="utf-8")
+    for table, outcomes in tables:
+        if any(row[table.ours].verdict == "failed" for row in outcomes.values()):
+            raise SystemExit(f"{table.ours} failed")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,13 @@ import traceback
 from dataclasses import dataclass
 
 # an explicit refusal is raised by one of these
-TOOLS = ("lightning_ft_callbacks", "finetuning_scheduler", "lightning/pytorch/callbacks/finetuning.py")
+TOOLS = (
+    "lightning_ft_callbacks",
+    "finetuning_scheduler",
+    "lightning/pytorch/callbacks/finetuning.py",
+    "lightning/pytorch/callbacks/lr_finder.py",
+    "lightning/pytorch/tuner",
+)
 NUM_WORDS = 16
 
 
