@@ -57,6 +57,8 @@ def test_two_ranks_test_learning_rates_as_one_process(
     first, second = weights(strategy, tmp_path / "out")
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert len(first["curve"]) > 10
+    assert len(first["found"]) == 4  # of as many phases
+    assert first["found"][0] > 0
     for name, tensor in one_process["one_lr_finder"].items():
         torch.testing.assert_close(first[name], tensor, rtol=2e-3, atol=1e-4)
 

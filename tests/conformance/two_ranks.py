@@ -88,7 +88,8 @@ class Ranked(Net):
             weights[name] = (value.full_tensor() if isinstance(value, DTensor) else value).clone()
         for callback in self.trainer.callbacks:
             if isinstance(callback, LRFinder) and callback.curve is not None:
-                weights |= {"curve": callback.curve.raw, "found": torch.tensor(callback.found)}
+                found = [entry["lr"] or 0.0 for entry in callback.state_dict()["report"]]  # None: no information
+                weights |= {"curve": callback.curve.raw, "found": torch.tensor(found)}
         torch.save(weights, self.out / f"rank{self.global_rank}.pt")
 
 
@@ -156,6 +157,10 @@ def main() -> None:
     for checkpoint in sorted(out.glob("*.ckpt")):
         if checkpoint.stem not in ("step24", f"epoch{EPOCHS - 1}"):  # where nothing is left to train
             fit(strategy, out / checkpoint.stem, checkpoint=checkpoint)
+    if torch.distributed.is_initialized():
+        # the threads of gloo end before the interpreter does; else it aborts now and then, when all is done
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
