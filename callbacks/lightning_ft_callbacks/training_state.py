@@ -27,21 +27,26 @@ class TrainingState:
     Args:
         trainer: The trainer, in a fit.
         module: Its module.
+        updates: Whether the optimizers may step; otherwise what a forward pass cannot change is left out.
     """
 
-    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
+    def __init__(self, trainer: Trainer, module: LightningModule, *, updates: bool = True) -> None:
         self._restores: list[Callable[[], Any]] = [
-            _gradients(module),
-            kept([*module.parameters(), *module.buffers()]),
-            *(_optimizer(optimizer) for optimizer in trainer.optimizers),
-            *(_schedule(config.scheduler) for config in trainer.lr_scheduler_configs),
+            kept([*module.buffers()]),
             *(PlainState(part).restore for part in module.modules()),
             _plain_numbers(getattr(trainer, "datamodule", None)),
-            _scaler(trainer),
-            kept(getattr(trainer.strategy, "_ddp_comm_state", None)),
             _progress(trainer),
             _random_numbers(),
         ]
+        if updates:
+            self._restores[:0] = [
+                _gradients(module),
+                kept([*module.parameters()]),
+                *(_optimizer(optimizer) for optimizer in trainer.optimizers),
+                *(_schedule(config.scheduler) for config in trainer.lr_scheduler_configs),
+                _scaler(trainer),
+                kept(getattr(trainer.strategy, "_ddp_comm_state", None)),
+            ]
 
     def restore(self) -> None:
         """Put everything back; it may be done again later."""
