@@ -1,9 +1,10 @@
 """What a backbone gives a head: token states with a mask, or a pyramid of maps."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
 FeatureKind = Literal["tokens", "maps"]
 
@@ -50,3 +51,17 @@ class FeatureInfo:
     kind: FeatureKind
     channels: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()
+
+
+def _as_tree(kind: type) -> None:
+    """Let torch look into features for their tensors."""
+    names = [field.name for field in fields(kind)]
+    register_pytree_node(
+        kind,
+        lambda features: ([getattr(features, name) for name in names], None),
+        lambda values, _: kind(*values),
+    )
+
+
+_as_tree(TokenFeatures)
+_as_tree(MapFeatures)

@@ -89,6 +89,11 @@ class FineTuner(LightningModule):
         """Return the head's prediction for a batch."""
         return self.head(self.backbone(batch))
 
+    @property
+    def prefix_inputs(self) -> frozenset[str]:
+        """Names of the entries of a batch that only the backbone's lowest blocks read: FrozenPrefixCache skips them."""
+        return self.backbone.prefix_inputs
+
     def setup(self, stage: str) -> None:
         """Take the label names from the data, and compile where asked.
 

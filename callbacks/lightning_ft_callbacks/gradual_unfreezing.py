@@ -87,6 +87,17 @@ class GradualUnfreezing(BlockCallback):
         """The names of the blocks that are trained now, input first."""
         return self._trained[self.phase] if self._trained else ()
 
+    @property
+    def phases_to_come(self) -> list[tuple[tuple[str, ...], int | None]]:
+        """The blocks that this phase and each later one trains, and for how many epochs; None where that is open."""
+        if self._schedule is None:
+            return []
+        epochs = [phase.epochs for phase in self._schedule.phases]
+        if self._progress is not None and self._trainer is not None and (now := epochs[self.phase]) is not None:
+            started = self._progress.start_epoch
+            epochs[self.phase] = now if started is None else now - (self._trainer.current_epoch - started)
+        return list(zip(self._trained, epochs, strict=True))[self.phase :]
+
     def block_spec(self, module: LightningModule) -> BlockSpec | None:
         """Return the blocks given, or those that a schedule file brings along.
 

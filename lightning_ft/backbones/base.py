@@ -17,8 +17,10 @@ class Backbone(nn.Module, ABC):
     Attributes:
         features: What a head must know to be built for this backbone.
         model: The network that it wraps.
+        prefix_inputs: Names of the inputs that its lowest blocks alone read: not a mask, which all layers read.
     """
 
+    prefix_inputs: frozenset[str] = frozenset({"input_ids", "token_type_ids", "pixel_values"})
     features: FeatureInfo
     model: Any
 

@@ -1,0 +1,178 @@
+"""IdentifiedBatches: a fit's loaders, which tell the samples of each batch, and need not read those that are known."""
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterator, Sequence
+from copy import copy
+from typing import Any
+
+from lightning.pytorch.utilities import CombinedLoader
+from torch.utils.data import DataLoader, IterableDataset
+
+KNOWN = "known"  # stands for the samples of a batch that need not be read, on its way through workers
+
+
+class Source(ABC):
+    """Gives batches that need not be read."""
+
+    @abstractmethod
+    def has(self, loader: int, ids: tuple[int, ...]) -> bool:
+        """Tell whether a loader's batch of some samples need not be read."""
+
+    @abstractmethod
+    def batch(self, loader: int, ids: tuple[int, ...]) -> Any:
+        """Return it."""
+
+
+class IdentifiedLoaders(CombinedLoader):
+    """Lightning's combined loader over loaders that tell their samples.
+
+    Args:
+        loaders: What ``train_dataloader`` or ``val_dataloader`` returned.
+        mode: How several are combined.
+        source: Gives batches that need not be read; None if all are.
+    """
+
+    def __init__(self, loaders: Any, mode: Any, source: Source | None) -> None:
+        super().__init__(loaders, mode)
+        self._source = source
+        self._identified: dict[int, tuple[Any, IdentifiedBatches]] = {}
+
+    def __iter__(self) -> Any:
+        """Begin an epoch."""
+        found = self._flattened
+        identified = [self.identified(number) for number in range(len(found))]
+        self._flattened = [loader if known is None else known for known, loader in zip(identified, found, strict=True)]
+        try:
+            return super().__iter__()
+        finally:
+            self._flattened = found
+
+    def reset(self) -> None:
+        """Let go of the iterators, and of workers that would wait for the next epoch."""
+        super().reset()
+        for _, batches in self._identified.values():
+            batches.reset()
+
+    def identified(self, number: int) -> "IdentifiedBatches | None":
+        """Return a loader that tells its samples; None where it cannot."""
+        loader = self._flattened[number]
+        known = self._identified.get(number)
+        if known is None or known[0] is not loader:
+            if why_not_identified(loader) is not None:
+                return None
+            known = loader, IdentifiedBatches(loader, number, self._source)
+            self._identified[number] = known
+        return known[1]
+
+
+class IdentifiedBatches:
+    """A DataLoader's batches in its own order, from its own sampler and generator.
+
+    Args:
+        loader: The loader.
+        number: Its number among the loaders.
+        source: Gives batches that need not be read; None if all are.
+
+    Attributes:
+        loader: The loader.
+        handed_out: Of the batches that nobody has asked for yet, the samples, and whether they were not read.
+    """
+
+    def __init__(self, loader: DataLoader, number: int, source: Source | None) -> None:
+        self.loader = loader
+        self.handed_out: deque[tuple[tuple[int, ...], bool]] = deque()
+        self._number = number
+        self._source = source
+        self._drawn: deque[tuple[int, ...]] = deque()
+        self._twin = copy(loader)
+        own = vars(self._twin)
+        own["batch_sampler"] = _Drawing(loader.batch_sampler, self._drawn, number, source)
+        own["_iterator"] = None
+        if source is not None:
+            own["dataset"] = _PassingData(loader.dataset)
+            own["collate_fn"] = _PassingCollate(loader.collate_fn)
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Begin an epoch, as a DataLoader does: at once, because that draws random numbers."""
+        self.handed_out.clear()
+        self._drawn.clear()
+        return self._batches(iter(self._twin))
+
+    def reset(self) -> None:
+        """Let go of workers that would wait for the next epoch."""
+        vars(self._twin)["_iterator"] = None
+
+    def read(self, ids: Sequence[int]) -> Any:
+        """Return a batch of some samples, read and collated in this process."""
+        return self.loader.collate_fn(_samples(self.loader.dataset, list(ids)))
+
+    def _batches(self, batches: Iterator[Any]) -> Iterator[Any]:
+        for batch in batches:
+            ids = self._drawn.popleft()
+            known = self._source is not None and isinstance(batch, str) and batch == KNOWN
+            self.handed_out.append((ids, known))
+            yield self._source.batch(self._number, ids) if known and self._source else batch
+
+
+class _Drawing:
+    """A batch sampler that notes what it draws, and passes on what is to be read."""
+
+    def __init__(self, sampler: Any, drawn: deque[tuple[int, ...]], number: int, source: Source | None) -> None:
+        self._sampler = sampler
+        self._drawn = drawn
+        self._number = number
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __iter__(self) -> Iterator[Any]:
+        for drawn in self._sampler:
+            ids = tuple(int(number) for number in drawn)
+            self._drawn.append(ids)
+            yield KNOWN if self._source is not None and self._source.has(self._number, ids) else drawn
+
+
+class _PassingData:
+    """A data set that passes on what need not be read."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitems__(self, ids: Any) -> Any:
+        return KNOWN if ids == KNOWN else _samples(self._dataset, ids)
+
+
+class _PassingCollate:
+    """A collate function that passes on what was not read."""
+
+    def __init__(self, collate: Any) -> None:
+        self._collate = collate
+
+    def __call__(self, samples: Any) -> Any:
+        return samples if isinstance(samples, str) else self._collate(samples)
+
+
+def why_not_identified(loader: Any) -> str | None:
+    """Return why a loader's samples have no numbers; None where they have."""
+    if not isinstance(loader, DataLoader):
+        return f"the data is a {type(loader).__name__}, whose samples have no numbers; give a DataLoader"
+    if isinstance(loader.dataset, IterableDataset):
+        return f"{type(loader.dataset).__name__} is iterable, so its samples have no numbers; give a data set with them"
+    if loader.batch_sampler is None:
+        return "the DataLoader has batch_size=None, so nobody knows its samples; let it make the batches"
+    if not getattr(loader, "in_order", True):
+        return "the DataLoader has in_order=False, so its batches cannot be told apart"
+    return None
+
+
+def _samples(dataset: Any, ids: Sequence[int]) -> Any:
+    return dataset.__getitems__(ids) if hasattr(dataset, "__getitems__") else [dataset[number] for number in ids]

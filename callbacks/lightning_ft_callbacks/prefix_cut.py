@@ -1,0 +1,299 @@
+"""PrefixCut: where a module's frozen prefix ends, what crosses that line, and runs that end or begin there."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch.utils.hooks import RemovableHandle
+
+from lightning_ft_callbacks.blocks import BlockMap
+from lightning_ft_callbacks.sample_shapes import CannotCacheError, Samples, SampleShape
+
+# of a pass: which call of an upper module, and which leaf of its arguments
+Crossing = tuple[int, int]
+
+
+class PrefixCut:
+    """The line below a block.
+
+    Lower modules hold parameters of lower blocks only, upper modules none of these; both are taken as large as can
+    be. What an upper module reads and lower ones made crosses the line: that is what a cache keeps.
+
+    Args:
+        block_map: The module's blocks.
+        block: The name of the lowest block above the line.
+
+    Attributes:
+        lower: The lower modules.
+        upper: The upper modules.
+        crossings: What crosses the line; found by ``PrefixWatch``.
+        shapes: The shapes of these, in their order.
+    """
+
+    def __init__(self, block_map: BlockMap, block: str) -> None:
+        self.block = block
+        self.lower, self.upper = _sides(block_map, block)
+        self.crossings: list[Crossing] = []
+        self.shapes: list[SampleShape] = []
+        self.placeholders: dict[tuple[nn.Module, int], Placeholder] = {}
+
+    def check(self) -> None:
+        """Make sure that nothing in the prefix is random or changes with what it sees.
+
+        Raises:
+            CannotCacheError: If something is, with what to change.
+        """
+        for module in self.lower:
+            for name, part in module.named_modules():
+                place = f"{type(part).__name__} {name!r} below {self.block}"
+                moves = isinstance(part, nn.modules.batchnorm._NormBase) and part.track_running_stats
+                if part.training and (moves or (isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0)):
+                    raise CannotCacheError(f"{place} is in train mode; freeze it with GradualUnfreezing, or call eval()")
+                hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
+                if strange := [hook for hook in hooks if not _is_known(hook)]:
+                    raise CannotCacheError(f"{place} has a hook, {strange[0]}, which would not be called; remove it")
+
+
+class Placeholder:
+    """The structure of a lower module's output, for runs in which its values do not matter.
+
+    Args:
+        output: An output that was seen.
+        samples: Its samples.
+    """
+
+    def __init__(self, output: Any, samples: Samples) -> None:
+        leaves, self._spec = flatten(output)
+        self._leaves = [SampleShape(leaf, samples) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+
+    def see(self, output: Any, samples: Samples, what: str) -> None:
+        """Learn from another output.
+
+        Raises:
+            CannotCacheError: If it follows no rule that the others follow.
+        """
+        leaves, spec = flatten(output)
+        if spec != self._spec:
+            raise CannotCacheError(f"the output of {what} has another structure from batch to batch")
+        for shape, leaf in zip(self._leaves, leaves, strict=True):
+            if isinstance(shape, SampleShape) and isinstance(leaf, Tensor):
+                shape.see(leaf, samples, f"the output of {what}")
+
+    def output(self, samples: Samples, zeros: "Zeros") -> Any:
+        """Return an output of zeros for some samples."""
+        leaves = [zeros.of(leaf, samples) if isinstance(leaf, SampleShape) else leaf for leaf in self._leaves]
+        return tree_unflatten(leaves, self._spec)
+
+
+class Zeros:
+    """Tensors of zeros that are used again and again; what is written into them does not matter."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Any, Tensor] = {}
+
+    def of(self, shape: SampleShape, samples: Samples) -> Tensor:
+        """Return zeros of a shape."""
+        key = shape.size(samples), shape.dtype, shape.device
+        if key not in self._kept:
+            if len(self._kept) > 64:
+                self._kept.clear()
+            self._kept[key] = torch.zeros(key[0], dtype=shape.dtype, device=shape.device)
+        return self._kept[key]
+
+
+class PrefixPass:
+    """Hooks on both sides of a cut during a step.
+
+    Args:
+        cut: The cut.
+        samples: The samples of the batch.
+    """
+
+    def __init__(self, cut: PrefixCut, samples: Samples) -> None:
+        self.cut = cut
+        self.samples = samples
+        self._handles: list[RemovableHandle] = []
+        self.begin_anew()
+
+    def begin_anew(self) -> None:
+        """Count from the start, because the step is run again."""
+        self.call = 0
+        self._lower_calls: Counter[nn.Module] = Counter()
+
+    @property
+    def crossed(self) -> bool:
+        """Whether an upper module has been called."""
+        return self.call > 0
+
+    def attach(self) -> None:
+        """Begin to listen."""
+        for module in self.cut.upper:
+            self._handles.append(module.register_forward_pre_hook(self._before_upper, with_kwargs=True))
+
+    def detach(self) -> None:
+        """Stop."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def crossing(self, call: int, leaves: list[Any]) -> list[Any] | None:
+        """Look at the arguments of an upper module's call, and return others for it or None."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what crosses")
+
+    def next_lower_call(self, module: nn.Module) -> tuple[nn.Module, int]:
+        """Return which call of a lower module this is."""
+        self._lower_calls[module] += 1
+        return module, self._lower_calls[module]
+
+    def _before_upper(self, module: nn.Module, args: Any, kwargs: Any) -> Any:  # noqa: ARG002
+        leaves, spec = flatten((args, kwargs))
+        call, self.call = self.call, self.call + 1
+        changed = self.crossing(call, leaves)
+        return None if changed is None else tree_unflatten(changed, spec)
+
+
+class CapturingPass(PrefixPass):
+    """Takes what crosses a cut while a step runs as ever.
+
+    Attributes:
+        captured: What crossed, copied because upper modules may write into it.
+        refusal: Why it cannot be kept, found while the step ran.
+    """
+
+    def __init__(self, cut: PrefixCut, samples: Samples) -> None:
+        super().__init__(cut, samples)
+        self.captured: dict[Crossing, Tensor] = {}
+        self.refusal: CannotCacheError | None = None
+        self._wanted = frozenset(cut.crossings)
+
+    def attach(self) -> None:
+        """Begin to listen, to lower modules too, whose outputs' shapes are learnt."""
+        super().attach()
+        for module in self.cut.lower:
+            self._handles.append(module.register_forward_hook(self._after_lower))
+
+    def crossing(self, call: int, leaves: list[Any]) -> list[Any] | None:
+        """Take what is wanted."""
+        for index, leaf in enumerate(leaves):
+            if (call, index) in self._wanted:
+                self.captured[call, index] = leaf.detach().clone()
+                if leaf.requires_grad:
+                    self.refusal = CannotCacheError(
+                        f"a gradient flows through what is below {self.cut.block}: something that is trained, or the "
+                        "input, comes before it"
+                    )
+        return None
+
+    def _after_lower(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
+        if self.crossed:
+            return
+        key = self.next_lower_call(module)
+        if key not in self.cut.placeholders:
+            self.cut.placeholders[key] = Placeholder(output, self.samples)
+            return
+        try:
+            self.cut.placeholders[key].see(output, self.samples, type(module).__name__)
+        except CannotCacheError as error:
+            self.refusal = error
+
+
+class ReplayingPass(PrefixPass):
+    """Passes over the lower modules, and gives the upper ones what was kept.
+
+    Args:
+        cut: The cut.
+        samples: The samples of the batch.
+        kept: What crosses, in the order of the cut's crossings.
+        zeros: Where placeholders come from.
+    """
+
+    def __init__(self, cut: PrefixCut, samples: Samples, kept: Sequence[Tensor], zeros: Zeros) -> None:
+        super().__init__(cut, samples)
+        self._kept: Mapping[Crossing, Tensor] = dict(zip(cut.crossings, kept, strict=True))
+        self._zeros = zeros
+        self._compiled: dict[nn.Module, Any] = {}
+
+    def attach(self) -> None:
+        """Begin to replace."""
+        super().attach()
+        for module in self.cut.lower:
+            self._compiled[module], module._compiled_call_impl = module._compiled_call_impl, None
+            module.__dict__["forward"] = self._instead_of(module, module.__dict__.get("forward"))
+
+    def detach(self) -> None:
+        """Leave all modules as they were."""
+        super().detach()
+        for module, compiled in self._compiled.items():
+            before = module.__dict__.pop("forward").before
+            if before is not None:
+                module.__dict__["forward"] = before
+            module._compiled_call_impl = compiled
+        self._compiled = {}
+
+    def crossing(self, call: int, leaves: list[Any]) -> list[Any] | None:
+        """Put what was kept in its place."""
+        mine = {index: tensor for (number, index), tensor in self._kept.items() if number == call}
+        return [mine.get(index, leaf) for index, leaf in enumerate(leaves)] if mine else None
+
+    def _instead_of(self, module: nn.Module, before: Any) -> Callable[..., Any]:
+        real = before or module.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if self.crossed:  # shared by both sides: tied weights
+                return real(*args, **kwargs)
+            placeholder = self.cut.placeholders.get(self.next_lower_call(module))
+            if placeholder is None:
+                raise CannotCacheError(f"{type(module).__name__} below {self.cut.block} is called now and then only")
+            return placeholder.output(self.samples, self._zeros)
+
+        forward.before = before  # type: ignore[attr-defined]
+        return forward
+
+
+@contextmanager
+def attached(passes: Sequence[PrefixPass]) -> Iterator[None]:
+    """Attach passes for the length of a block."""
+    try:
+        for one in passes:
+            one.attach()
+        yield
+    finally:
+        for one in passes:
+            one.detach()
+
+
+def flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
+    """Return the leaves and the structure of arguments; a model's cache of keys and values is a leaf."""
+    return tree_flatten(tree, is_leaf=lambda part: type(part).__name__.endswith("Cache"))
+
+
+def _sides(block_map: BlockMap, block: str) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Return the largest modules whose parameters are all below a block, and those that have none of these."""
+    order = {name: position for position, name in enumerate(block_map.names)}
+    line, owners = order[block], block_map.owners()
+    lower: list[nn.Module] = []
+    upper: list[nn.Module] = []
+
+    def divide(module: nn.Module) -> None:
+        positions = {order[owners[id(parameter)]] for parameter in module.parameters()}
+        mixed = positions and min(positions) < line <= max(positions)
+        if not positions:
+            return
+        if mixed or module is block_map.root or module.forward.__name__ == "_forward_unimplemented":
+            for child in module.children():
+                divide(child)
+        else:
+            (lower if max(positions) < line else upper).append(module)
+
+    divide(block_map.root)
+    return list(dict.fromkeys(lower)), list(dict.fromkeys(upper))
+
+
+def _is_known(hook: Any) -> bool:
+    """Tell whether a hook is a library's own, which only looks, or one of ours."""
+    home = getattr(hook, "__module__", None) or type(hook).__module__
+    return home.partition(".")[0] in ("lightning_ft_callbacks", "transformers", "torch", "functools")

@@ -1,0 +1,275 @@
+"""PrefixPart: the samples of one loader, and what of them was kept at which lines."""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from lightning_ft_callbacks.batch_inputs import BatchInputs, mask_of
+from lightning_ft_callbacks.blocks import BlockMap
+from lightning_ft_callbacks.identified_batches import IdentifiedBatches
+from lightning_ft_callbacks.kept_caches import StoreFolder
+from lightning_ft_callbacks.prefix_cut import CapturingPass, PrefixCut, PrefixPass, ReplayingPass, Zeros
+from lightning_ft_callbacks.prefix_watch import PrefixWatch, Step
+from lightning_ft_callbacks.sample_shapes import CannotCacheError, Samples
+from lightning_ft_callbacks.sample_store import SampleStore
+
+
+class PrefixPart:
+    """Training samples, or those of one validation loader.
+
+    Args:
+        name: What it is, for messages.
+        block_map: The module's blocks.
+        loader: The loader.
+        unread: Names of what only the backbone's prefix reads of a batch; empty if that is not known.
+        folder: Where stores are made.
+        dtype: The type that floating-point numbers are kept in; None for their own.
+        views: How often a sample is kept, each time as another epoch would augment it.
+
+    Attributes:
+        considered: Lowest trained blocks for which it was decided whether to keep anything.
+        refusals: Why nothing is kept below a block.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        block_map: BlockMap,
+        loader: IdentifiedBatches,
+        *,
+        unread: Collection[str],
+        folder: StoreFolder,
+        dtype: torch.dtype | None,
+        views: int = 1,
+    ) -> None:
+        self.name = name
+        self.loader = loader
+        self.num_samples = len(loader.loader.dataset) * views  # type: ignore[arg-type]
+        self.considered: set[str] = set()
+        self.refusals: dict[str, str] = {}
+        self.full = False
+        self.view = 0
+        self._order = {block: position for position, block in enumerate(block_map.names)}
+        self._block_map = block_map
+        self._unread = unread
+        self._folder = folder
+        self._dtype = dtype
+        self._cuts: dict[str, PrefixCut] = {}
+        self._stores: dict[str, SampleStore] = {}
+        self._inputs: BatchInputs | None = None
+        self._zeros = Zeros()
+        self._passes: list[PrefixPass] = []
+        self._step: tuple[Any, Samples] | None = None
+
+    def numbers(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """Return the numbers under which samples are kept in this epoch."""
+        first = self.view * len(self.loader.loader.dataset)  # type: ignore[arg-type]
+        return tuple(first + number for number in ids)
+
+    def learn(
+        self,
+        step: Step,
+        batch: Any,
+        samples: Samples,
+        blocks: Sequence[str],
+        room: int,
+        fingerprint: Callable[[PrefixCut], str | None],
+    ) -> list[tuple[str, int]]:
+        """Find out what crosses the line below some blocks, and make room for it.
+
+        Args:
+            step: Runs the module's step on a batch without a trace.
+            batch: The batch, read.
+            samples: Its samples.
+            blocks: The blocks, the most wanted one first; the others only as long as there is room for them.
+            room: Memory for all [byte].
+            fingerprint: Names what will be kept at a cut, so that a later fit finds it.
+
+        Returns:
+            Blocks below which outputs will be kept, and about how many bytes that takes.
+
+        Raises:
+            CannotCacheError: If nothing can be kept below the first one, with what to change.
+        """
+        unread = self._inputs_of(batch, samples)
+        watch = PrefixWatch(step, batch, samples, self._dtype)
+        chosen: list[tuple[str, int]] = []
+        for block in blocks:
+            if block in self._stores:
+                continue
+            cut = PrefixCut(self._block_map, block)
+            try:
+                cut.check()
+                watch.learn([cut], unread.blanked if unread else None)
+            except CannotCacheError:
+                if block == blocks[0]:
+                    raise
+                continue
+            store = SampleStore(self.num_samples, cut.shapes, self._folder.none(), dtype=self._dtype)
+            lengths = samples.lengths or (None,)
+            num_bytes = self.num_samples * sum(store.sample_bytes(length) for length in lengths) // len(lengths)
+            if chosen and num_bytes > room:
+                continue
+            room -= num_bytes
+            self._cuts[block] = cut
+            self._stores[block] = self._folder.store(
+                f"{self.name}-{self._order[block]}",
+                self.num_samples,
+                cut.shapes,
+                self._dtype,
+                num_bytes,
+                fingerprint(cut),
+            )
+            chosen.append((block, num_bytes))
+        self._inputs = unread
+        return chosen
+
+    def has(self, ids: Sequence[int], frontier: int) -> bool:
+        """Tell whether a batch of some samples need not be read."""
+        numbers = self.numbers(ids)
+        return self._inputs is not None and self._inputs.has(numbers) and self._serving(numbers, frontier) is not None
+
+    def batch(self, ids: Sequence[int]) -> Any:
+        """Return a batch that need not be read."""
+        assert self._inputs is not None
+        return self._inputs.batch(self.numbers(ids))
+
+    def can_serve(self, ids: Sequence[int], frontier: int) -> bool:
+        """Tell whether the prefix of some samples is kept."""
+        return self._serving(self.numbers(ids), frontier) is not None
+
+    def begin(self, batch: Any, ids: Sequence[int], frontier: int, device: torch.device) -> None:
+        """Begin a step: pass over the prefix if its outputs are there, and keep those that are not.
+
+        Args:
+            batch: The batch.
+            ids: Its samples.
+            frontier: The position of the lowest trained block.
+            device: The module's device.
+        """
+        numbers = self.numbers(ids)
+        samples = Samples.of_mask(numbers, mask_of(batch))
+        serving = self._serving(numbers, frontier)
+        line = -1
+        if serving is not None:
+            line = self._order[serving]
+            kept = [tensor.to(device, non_blocking=True) for tensor in self._stores[serving].get(samples)]
+            self._passes.append(ReplayingPass(self._cuts[serving], samples, kept, self._zeros))
+        for block, store in self._stores.items():
+            if line < self._order[block] <= frontier and not self.full and not store.holds(numbers):
+                self._passes.append(CapturingPass(self._cuts[block], samples))
+        self._step = batch, samples
+        for one in self._passes:
+            one.attach()
+
+    def begin_anew(self) -> None:
+        """Count from the start, because the step will be run again."""
+        for one in self._passes:
+            one.begin_anew()
+
+    def end(self) -> None:
+        """End a step, and keep what it brought.
+
+        Raises:
+            CannotCacheError: If it cannot be kept, with what to change.
+            StorageFullError: If there is no room.
+        """
+        passes, step = self.stop(), self._step
+        self._step = None
+        for one in passes:
+            if not isinstance(one, CapturingPass) or step is None:
+                continue
+            batch, samples = step
+            cut = one.cut
+            if one.refusal is not None:
+                self.drop(cut.block)
+                raise one.refusal
+            if len(one.captured) < len(cut.crossings):
+                continue  # the step did not run to its end
+            tensors = [one.captured[place] for place in cut.crossings]
+            for shape, tensor in zip(cut.shapes, tensors, strict=True):
+                shape.see(tensor, samples, f"what is read above {cut.block}")
+            self._stores[cut.block].put(samples, tensors)
+            if self._inputs is not None and not self._inputs.has(samples.ids):
+                self._inputs.see(batch, samples)
+                self._inputs.put(batch, samples)
+
+    def stop(self) -> list[PrefixPass]:
+        """Take all hooks away, and return what they were of."""
+        passes, self._passes = self._passes, []
+        for one in passes:
+            one.detach()
+        return passes
+
+    def drop(self, block: str) -> None:
+        """Forget what was kept below a block."""
+        self._cuts.pop(block, None)
+        if (store := self._stores.pop(block, None)) is not None:
+            self._folder.close(store)
+
+    def drop_above(self, frontier: int) -> None:
+        """Forget what was kept above blocks that are trained now."""
+        for block in [block for block in self._stores if self._order[block] > frontier]:
+            self.drop(block)
+        self.considered = {block for block in self.considered if self._order[block] <= frontier}
+
+    def close(self) -> None:
+        """Forget everything."""
+        self.stop()
+        for block in list(self._stores):
+            self.drop(block)
+        self._inputs = None
+
+    @property
+    def share_held(self) -> float | None:
+        """The share of samples that is kept at the highest line; None where none is."""
+        if not self._stores:
+            return None
+        highest = max(self._stores, key=self._order.__getitem__)
+        return self._stores[highest].num_held / max(1, self.num_samples)
+
+    def check_data(self, ids: Sequence[int], views: int) -> None:
+        """Make sure that the data set gives the same for the same number.
+
+        Raises:
+            CannotCacheError: If it does not, with what to change.
+        """
+        dataset: Any = self.loader.loader.dataset
+        epoch = getattr(dataset, "epoch", None)
+        few = list(ids)[:4]
+        first = self.loader.read(few)
+        if isinstance(epoch, torch.Tensor) and views == 1:
+            epoch.add_(1)
+        try:
+            second = self.loader.read(few)
+        finally:
+            if isinstance(epoch, torch.Tensor) and views == 1:
+                epoch.sub_(1)
+        one, other = tree_leaves(first), tree_leaves(second)
+        if len(one) != len(other) or not all(map(_equal, one, other)):
+            raise CannotCacheError(
+                f"{type(dataset).__name__} gives another sample for the same number each time; turn random "
+                "augmentation off, or give views=K to keep each image in K augmented views"
+            )
+
+    def _serving(self, numbers: Sequence[int], frontier: int) -> str | None:
+        able = [b for b, store in self._stores.items() if self._order[b] <= frontier and store.holds(numbers)]
+        return max(able, key=self._order.__getitem__, default=None)
+
+    def _inputs_of(self, batch: Any, samples: Samples) -> BatchInputs | None:
+        if self._inputs is not None or not self._unread:
+            return self._inputs
+        try:
+            return BatchInputs(
+                batch, samples, self._unread, self.num_samples, *self._folder.beside(f"{self.name}-inputs")
+            )
+        except CannotCacheError:
+            return None  # batches are then read as ever
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return torch.equal(one, other)
+    return bool(one == other)

@@ -1,0 +1,207 @@
+"""PrefixWatch: finds out on one batch what crosses a cut, and proves that a step from there on gives the same."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.seed import _collect_rng_states
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lightning_ft_callbacks.prefix_cut import CapturingPass, PrefixCut, PrefixPass, ReplayingPass, Zeros
+from lightning_ft_callbacks.sample_shapes import CannotCacheError, Samples, SampleShape
+from lightning_ft_callbacks.sample_store import SampleStore
+from lightning_ft_callbacks.storage import Budget, Storage
+
+Step = Callable[[Any, Sequence[PrefixPass]], Any]
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
+COARSE = 2e-2  # of bf16 and fp16
+OUT_OF_LINE = (
+    "its blocks do not run one after another: with the same input for the upper ones {what} differs, so something "
+    "else of what lies below {block} is read"
+)
+
+
+class PrefixWatch:
+    """Runs a step some times on one batch.
+
+    Args:
+        step: Runs it on a batch with some passes attached, from the same state each time, and returns tensors that
+            tell what it did.
+        batch: The batch.
+        samples: Its samples.
+        dtype: The type that floating-point numbers are kept in; None for their own.
+    """
+
+    def __init__(self, step: Step, batch: Any, samples: Samples, dtype: torch.dtype | None = None) -> None:
+        self._step = step
+        self._batch = batch
+        self._samples = samples
+        self._dtype = dtype
+        self._zeros = Zeros()
+
+    def learn(self, cuts: Sequence[PrefixCut], replayed: Callable[[Any, Samples], Any] | None = None) -> None:
+        """Find what crosses each cut, and make sure that nothing else does.
+
+        Args:
+            cuts: The cuts, whose crossings, shapes and placeholders are set.
+            replayed: Makes of the batch what the step is given once it begins at the cut.
+
+        Raises:
+            CannotCacheError: If a cut cannot be used, with what to change.
+        """
+        passes = [_RecordingPass(cut, self._samples) for cut in cuts]
+        truth = self._step(self._batch, passes)
+        for recorded in passes:
+            if recorded.drew_random_numbers:
+                raise CannotCacheError(
+                    f"random numbers are drawn before {recorded.cut.block}: take augmentation or dropout out of what "
+                    "lies below it"
+                )
+            marking = _MarkingPass(recorded.cut, self._samples, recorded.calls, self._zeros)
+            self._step(self._batch, [marking])
+            recorded.cut.crossings = marking.crossings
+            recorded.cut.shapes = [SampleShape(recorded.leaf(*place), self._samples) for place in marking.crossings]
+        self._see_another_size(cuts)
+        for recorded in passes:
+            self._prove(recorded, truth, replayed)
+
+    def _prove(self, recorded: "_RecordingPass", truth: Any, replayed: Callable[[Any, Samples], Any] | None) -> None:
+        """Run the step from what a store gives back, and compare."""
+        cut, samples = recorded.cut, self._samples
+        memory = Storage(Budget(2**62), Path(), lambda: None)
+        store = SampleStore(max(samples.ids) + 1, cut.shapes, memory, dtype=self._dtype)
+        store.put(samples, [recorded.leaf(*place) for place in cut.crossings])
+        device = [shape.device for shape in cut.shapes]
+        kept = [tensor.to(place) for tensor, place in zip(store.get(samples), device, strict=True)]
+        batch = self._batch if replayed is None else replayed(self._batch, samples)
+        found = self._step(batch, [ReplayingPass(cut, samples, kept, self._zeros)])
+        kinds = {tensor.dtype for tensor in [*tree_leaves(truth), *kept] if _is_float(tensor)} | {self._dtype}
+        tolerance = max(TOLERANCE.get(kind, COARSE) for kind in kinds if kind is not None) if kinds - {None} else 0.0
+        if not _close(truth, found, tolerance):
+            raise CannotCacheError(OUT_OF_LINE.format(what="the result", block=cut.block))
+
+    def _see_another_size(self, cuts: Sequence[PrefixCut]) -> None:
+        """Run a part of the batch, so that a size that is by chance another one is not taken for it."""
+        batch, samples = smaller(self._batch, self._samples)
+        passes = [CapturingPass(cut, samples) for cut in cuts]
+        try:
+            self._step(batch, passes)
+        except CannotCacheError:
+            raise
+        except Exception:  # a foreign step may not take it; then all sizes stay as this batch has them
+            return
+        for seen in passes:
+            if seen.refusal:
+                raise seen.refusal
+            for shape, place in zip(seen.cut.shapes, seen.cut.crossings, strict=True):
+                shape.see(seen.captured[place], samples, f"what is read above {seen.cut.block}")
+
+
+class _RecordingPass(CapturingPass):
+    """Takes all arguments of all upper modules' calls."""
+
+    def __init__(self, cut: PrefixCut, samples: Samples) -> None:
+        super().__init__(cut, samples)
+        self.calls: list[list[Any]] = []
+        self.drew_random_numbers = False
+        self._before: Any = None
+
+    def attach(self) -> None:
+        """Begin to listen, and note the state of random numbers."""
+        self.cut.placeholders.clear()
+        self._before = _collect_rng_states(include_cuda=True)
+        super().attach()
+
+    def leaf(self, call: int, index: int) -> Tensor:
+        """Return an argument."""
+        return self.calls[call][index]
+
+    def crossing(self, call: int, leaves: list[Any]) -> list[Any] | None:
+        """Take everything."""
+        if call == 0:
+            self.drew_random_numbers = not _same(self._before, _collect_rng_states(include_cuda=True))
+        self.calls.append([leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves])
+        return None
+
+
+class _MarkingPass(ReplayingPass):
+    """Runs without the lower modules, and marks arguments that then differ, giving the true ones."""
+
+    def __init__(self, cut: PrefixCut, samples: Samples, calls: list[list[Any]], zeros: Zeros) -> None:
+        cut.crossings = []
+        super().__init__(cut, samples, [], zeros)
+        self.crossings: list[tuple[int, int]] = []
+        self._calls = calls
+
+    def crossing(self, call: int, leaves: list[Any]) -> list[Any] | None:
+        """Compare, mark and replace."""
+        if call >= len(self._calls) or len(leaves) != len(self._calls[call]):
+            raise CannotCacheError(OUT_OF_LINE.format(what="the number of calls", block=self.cut.block))
+        given = list(leaves)
+        for index, (true, leaf) in enumerate(zip(self._calls[call], leaves, strict=True)):
+            if isinstance(true, Tensor):
+                if not isinstance(leaf, Tensor) or not _close(true, leaf, 1e-6):
+                    self.crossings.append((call, index))
+                    given[index] = true
+            elif isinstance(true, int | float | str | bool | None) and true != leaf:
+                raise CannotCacheError(OUT_OF_LINE.format(what="an argument that is no tensor", block=self.cut.block))
+        return given
+
+
+def smaller(batch: Any, samples: Samples) -> tuple[Any, Samples]:
+    """Return a batch without its last sample and its last column of tokens, where it has more than one.
+
+    Args:
+        batch: The batch.
+        samples: Its samples.
+    """
+    count, tokens = len(samples.ids), samples.num_tokens
+    fewer = slice(0, count - 1 if count > 1 else count)
+    shorter = slice(None)
+    lengths = samples.lengths and samples.lengths[fewer]
+    if tokens is not None and tokens > 1 and lengths is not None:
+        shorter = slice(1, None) if samples.left else slice(0, tokens - 1)
+        lengths = tuple(min(length, tokens - 1) for length in lengths)
+        tokens -= 1
+
+    def cut(part: Any) -> Any:
+        if not isinstance(part, Tensor) or part.ndim == 0 or len(part) != count:
+            return part
+        part = part[fewer]
+        return part[:, shorter] if part.ndim > 1 and part.shape[1] == samples.num_tokens else part
+
+    return tree_map(cut, batch), replace(samples, ids=samples.ids[fewer], lengths=lengths, num_tokens=tokens)
+
+
+def _close(one: Any, other: Any, tolerance: float) -> bool:
+    """Tell whether all numbers of two structures are the same within a relative tolerance."""
+    left, right = tree_leaves(one), tree_leaves(other)
+    return len(left) == len(right) and all(_close_leaf(a, b, tolerance) for a, b in zip(left, right, strict=True))
+
+
+def _close_leaf(one: Any, other: Any, tolerance: float) -> bool:
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return True
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    scale = one.abs().amax().item() if one.numel() else 0.0
+    return torch.allclose(one.double(), other.double(), rtol=tolerance, atol=tolerance * (scale or 1), equal_nan=True)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return all(_same(value, other[key]) for key, value in one.items())
+    if isinstance(one, list | tuple):
+        return all(map(_same, one, other))
+    return bool((one == other) if not hasattr(one, "shape") else (one == other).all())
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
