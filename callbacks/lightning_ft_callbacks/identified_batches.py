@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 KNOWN = "known"  # stands for the samples of a batch that need not be read, on its way through workers
@@ -31,11 +33,13 @@ class IdentifiedLoaders(CombinedLoader):
         loaders: What ``train_dataloader`` or ``val_dataloader`` returned.
         mode: How several are combined.
         source: Gives batches that need not be read; None if all are.
+        views: See IdentifiedBatches.
     """
 
-    def __init__(self, loaders: Any, mode: Any, source: Source | None) -> None:
+    def __init__(self, loaders: Any, mode: Any, source: Source | None, views: int = 1) -> None:
         super().__init__(loaders, mode)
         self._source = source
+        self._views = views
         self._identified: dict[int, tuple[Any, IdentifiedBatches]] = {}
 
     def __iter__(self) -> Any:
@@ -61,7 +65,7 @@ class IdentifiedLoaders(CombinedLoader):
         if known is None or known[0] is not loader:
             if why_not_identified(loader) is not None:
                 return None
-            known = loader, IdentifiedBatches(loader, number, self._source)
+            known = loader, IdentifiedBatches(loader, number, self._source, self._views)
             self._identified[number] = known
         return known[1]
 
@@ -73,14 +77,27 @@ class IdentifiedBatches:
         loader: The loader.
         number: Its number among the loaders.
         source: Gives batches that need not be read; None if all are.
+        views: Epochs after which a data set that augments by its ``epoch``, a tensor, begins anew.
 
     Attributes:
         loader: The loader.
+        view: The epoch that the data set augments by now.
         handed_out: Of the batches that nobody has asked for yet, the samples, and whether they were not read.
     """
 
-    def __init__(self, loader: DataLoader, number: int, source: Source | None) -> None:
+    def __init__(self, loader: DataLoader, number: int, source: Source | None, views: int = 1) -> None:
+        dataset: Any = loader.dataset
         self.loader = loader
+        self.views = views
+        self.view = 0
+        if views > 1:
+            if not isinstance(getattr(dataset, "epoch", None), Tensor):
+                raise ValueError(
+                    f"views={views} needs a data set whose samples follow from its epoch, a tensor; "
+                    f"{type(dataset).__name__} has none"
+                )
+            self._epoch = dataset.epoch
+            dataset.epoch = torch.zeros_like(self._epoch).share_memory_()
         self.handed_out: deque[tuple[tuple[int, ...], bool]] = deque()
         self._number = number
         self._source = source
@@ -101,6 +118,9 @@ class IdentifiedBatches:
         """Begin an epoch, as a DataLoader does: at once, because that draws random numbers."""
         self.handed_out.clear()
         self._drawn.clear()
+        if self.views > 1:
+            self.view = int(self._epoch) % self.views
+            self.loader.dataset.epoch.fill_(self.view)  # type: ignore[attr-defined]
         return self._batches(iter(self._twin))
 
     def reset(self) -> None:

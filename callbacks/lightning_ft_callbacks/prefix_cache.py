@@ -96,7 +96,8 @@ class FrozenPrefixCache(BlockCallback):
             def identified(source: Any = source, given: Any = given, kind: str = kind, mode: Any = mode) -> Any:
                 loaders = given(source)
                 parts = (loaders.iterables, loaders._mode) if isinstance(loaders, CombinedLoader) else (loaders, mode)
-                return IdentifiedLoaders(*parts, _Kept(self, kind) if unread else None)
+                source_of_known = _Kept(self, kind) if unread else None
+                return IdentifiedLoaders(*parts, source_of_known, self.views if kind == "train" else 1)
 
             source.__dict__["dataloader"] = identified
 
@@ -127,8 +128,21 @@ class FrozenPrefixCache(BlockCallback):
             root, str(token), budget, rank=trainer.local_rank, num_ranks=num_ranks, keep=self.keep
         )
         self._parts = {}
-        if trainer.state.fn == "fit" and not self._lines(trainer):
-            rank_zero_info("FrozenPrefixCache: no phase freezes the lowest blocks, so there is nothing to keep")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Say so where there is nothing to keep, and show on the progress bar how much is kept."""
+        if not self._lines(trainer, self.frontier()):
+            rank_zero_info("FrozenPrefixCache: no phase of more than one epoch freezes the lowest blocks; nothing is kept")
+        bar: Any = trainer.progress_bar_callback
+        if bar is not None:
+            shown = type(bar).get_metrics
+
+            def with_share(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+                part = self._parts.get(("train", 0))
+                share = None if part is None else part.share_held
+                return shown(bar, trainer, module) | ({} if share in (None, 1.0) else {"cached": f"{share:.0%}"})
+
+            bar.__dict__["get_metrics"] = with_share
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begin at the lowest trained block, where its inputs are there.
@@ -154,9 +168,7 @@ class FrozenPrefixCache(BlockCallback):
     ) -> None:
         """Keep what the step brought."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        part = self._end()
-        if part is not None and (share := part.share_held) is not None and share < 1 and not part.full:
-            pl_module.log("cached", share, prog_bar=True, logger=False, batch_size=1)
+        self._end()
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -191,6 +203,8 @@ class FrozenPrefixCache(BlockCallback):
         """Leave the trainer's sources of data as they were found."""
         for _, source in _sources(trainer):
             source.__dict__.pop("dataloader", None)
+        if trainer.progress_bar_callback is not None:
+            trainer.progress_bar_callback.__dict__.pop("get_metrics", None)
 
     def frontier(self) -> int:
         """Return the position of the lowest block that is trained now; the number of blocks if none is."""
@@ -242,7 +256,7 @@ class FrozenPrefixCache(BlockCallback):
         try:
             if not module.automatic_optimization and step.place[0] == "train":
                 raise CannotCacheError("under manual optimization a step cannot be tried; use automatic optimization")
-            part.check_data(step.ids, self.views)
+            part.check_data(step.ids)
             loaders = len(self._loaders(trainer, step.place[0]).flattened)
             watched = WatchedStep(
                 trainer, module, step.batch_idx, None if step.place[0] == "train" else (step.place[1], loaders)
@@ -272,10 +286,10 @@ class FrozenPrefixCache(BlockCallback):
         step.part.refusals[block] = reason
         rank_zero_warn(f"FrozenPrefixCache: {text}")
 
-    def _end(self) -> PrefixPart | None:
+    def _end(self) -> None:
         step, self._step = self._step, None
         if step is None:
-            return None
+            return
         try:
             step.part.end()
         except CannotCacheError as error:
@@ -283,7 +297,6 @@ class FrozenPrefixCache(BlockCallback):
         except StorageFullError as error:
             step.part.full = True
             rank_zero_warn(f"FrozenPrefixCache: no more {step.part.name} samples are kept, there is no room: {error}")
-        return step.part
 
     def _follow(self, frontier: int) -> None:
         """Forget what lies above a frontier that went down, and everything if somebody has changed the prefix."""
@@ -361,7 +374,6 @@ class FrozenPrefixCache(BlockCallback):
             unread=frozenset(getattr(module, "prefix_inputs", ())),
             folder=self._folder,
             dtype=DTYPES[self.dtype],
-            views=self.views if kind == "train" else 1,
         )
         self._parts[place] = part
         return part

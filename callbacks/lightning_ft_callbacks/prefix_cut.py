@@ -1,9 +1,8 @@
 """PrefixCut: where a module's frozen prefix ends, what crosses that line, and runs that end or begin there."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +12,16 @@ from torch.utils.hooks import RemovableHandle
 from lightning_ft_callbacks.blocks import BlockMap
 from lightning_ft_callbacks.sample_shapes import CannotCacheError, Samples, SampleShape
 
-# of a pass: which call of an upper module, and which leaf of its arguments
-Crossing = tuple[int, int]
+# what crosses: a leaf of the arguments of an upper module's call, or of the output of a lower one's
+Crossing = tuple[Literal["upper", "lower"], int, int]
 
 
 class PrefixCut:
     """The line below a block.
 
     Lower modules hold parameters of lower blocks only, upper modules none of these; both are taken as large as can
-    be. What an upper module reads and lower ones made crosses the line: that is what a cache keeps.
+    be. What upper modules read and lower ones made crosses the line: that is what a cache keeps. Where something random
+    stands between the two, a dropout before a head, it is what the lower ones made.
 
     Args:
         block_map: The module's blocks.
@@ -39,7 +39,7 @@ class PrefixCut:
         self.lower, self.upper = _sides(block_map, block)
         self.crossings: list[Crossing] = []
         self.shapes: list[SampleShape] = []
-        self.placeholders: dict[tuple[nn.Module, int], Placeholder] = {}
+        self.placeholders: dict[int, Placeholder] = {}
 
     def check(self) -> None:
         """Make sure that nothing in the prefix is random or changes with what it sees.
@@ -83,9 +83,18 @@ class Placeholder:
             if isinstance(shape, SampleShape) and isinstance(leaf, Tensor):
                 shape.see(leaf, samples, f"the output of {what}")
 
-    def output(self, samples: Samples, zeros: "Zeros") -> Any:
-        """Return an output of zeros for some samples."""
-        leaves = [zeros.of(leaf, samples) if isinstance(leaf, SampleShape) else leaf for leaf in self._leaves]
+    def output(self, samples: Samples, zeros: "Zeros", kept: Mapping[int, Tensor]) -> Any:
+        """Return an output for some samples: leaves that were kept, and zeros.
+
+        Args:
+            samples: The samples.
+            zeros: Where zeros come from.
+            kept: Leaves by their number.
+        """
+        leaves = [
+            kept[number] if number in kept else zeros.of(leaf, samples) if isinstance(leaf, SampleShape) else leaf
+            for number, leaf in enumerate(self._leaves)
+        ]
         return tree_unflatten(leaves, self._spec)
 
 
@@ -122,7 +131,7 @@ class PrefixPass:
     def begin_anew(self) -> None:
         """Count from the start, because the step is run again."""
         self.call = 0
-        self._lower_calls: Counter[nn.Module] = Counter()
+        self.lower_call = 0
 
     @property
     def crossed(self) -> bool:
@@ -144,10 +153,10 @@ class PrefixPass:
         """Look at the arguments of an upper module's call, and return others for it or None."""
         raise NotImplementedError(f"{type(self).__name__} does not say what crosses")
 
-    def next_lower_call(self, module: nn.Module) -> tuple[nn.Module, int]:
-        """Return which call of a lower module this is."""
-        self._lower_calls[module] += 1
-        return module, self._lower_calls[module]
+    def next_lower_call(self) -> int:
+        """Return the number of a lower module's call."""
+        self.lower_call += 1
+        return self.lower_call - 1
 
     def _before_upper(self, module: nn.Module, args: Any, kwargs: Any) -> Any:  # noqa: ARG002
         leaves, spec = flatten((args, kwargs))
@@ -178,20 +187,28 @@ class CapturingPass(PrefixPass):
 
     def crossing(self, call: int, leaves: list[Any]) -> list[Any] | None:
         """Take what is wanted."""
+        self._take("upper", call, leaves)
+        return None
+
+    def after_lower(self, call: int, leaves: list[Any]) -> None:
+        """Look at the output of a lower module's call."""
+        self._take("lower", call, leaves)
+
+    def _take(self, side: Literal["upper", "lower"], call: int, leaves: list[Any]) -> None:
         for index, leaf in enumerate(leaves):
-            if (call, index) in self._wanted:
-                self.captured[call, index] = leaf.detach().clone()
+            if (side, call, index) in self._wanted:
+                self.captured[side, call, index] = leaf.detach().clone()
                 if leaf.requires_grad:
                     self.refusal = CannotCacheError(
                         f"a gradient flows through what is below {self.cut.block}: something that is trained, or the "
                         "input, comes before it"
                     )
-        return None
 
     def _after_lower(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
         if self.crossed:
             return
-        key = self.next_lower_call(module)
+        key = self.next_lower_call()
+        self.after_lower(key, flatten(output)[0])
         if key not in self.cut.placeholders:
             self.cut.placeholders[key] = Placeholder(output, self.samples)
             return
@@ -236,8 +253,11 @@ class ReplayingPass(PrefixPass):
 
     def crossing(self, call: int, leaves: list[Any]) -> list[Any] | None:
         """Put what was kept in its place."""
-        mine = {index: tensor for (number, index), tensor in self._kept.items() if number == call}
+        mine = self._of("upper", call)
         return [mine.get(index, leaf) for index, leaf in enumerate(leaves)] if mine else None
+
+    def _of(self, side: Literal["upper", "lower"], call: int) -> dict[int, Tensor]:
+        return {index: kept for (place, number, index), kept in self._kept.items() if (place, number) == (side, call)}
 
     def _instead_of(self, module: nn.Module, before: Any) -> Callable[..., Any]:
         real = before or module.forward
@@ -245,10 +265,11 @@ class ReplayingPass(PrefixPass):
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self.crossed:  # shared by both sides: tied weights
                 return real(*args, **kwargs)
-            placeholder = self.cut.placeholders.get(self.next_lower_call(module))
+            call = self.next_lower_call()
+            placeholder = self.cut.placeholders.get(call)
             if placeholder is None:
                 raise CannotCacheError(f"{type(module).__name__} below {self.cut.block} is called now and then only")
-            return placeholder.output(self.samples, self._zeros)
+            return placeholder.output(self.samples, self._zeros, self._of("lower", call))
 
         forward.before = before  # type: ignore[attr-defined]
         return forward

@@ -26,7 +26,6 @@ class PrefixPart:
         unread: Names of what only the backbone's prefix reads of a batch; empty if that is not known.
         folder: Where stores are made.
         dtype: The type that floating-point numbers are kept in; None for their own.
-        views: How often a sample is kept, each time as another epoch would augment it.
 
     Attributes:
         considered: Lowest trained blocks for which it was decided whether to keep anything.
@@ -42,15 +41,13 @@ class PrefixPart:
         unread: Collection[str],
         folder: StoreFolder,
         dtype: torch.dtype | None,
-        views: int = 1,
     ) -> None:
         self.name = name
         self.loader = loader
-        self.num_samples = len(loader.loader.dataset) * views  # type: ignore[arg-type]
+        self.num_samples = len(loader.loader.dataset) * loader.views  # type: ignore[arg-type]
         self.considered: set[str] = set()
         self.refusals: dict[str, str] = {}
         self.full = False
-        self.view = 0
         self._order = {block: position for position, block in enumerate(block_map.names)}
         self._block_map = block_map
         self._unread = unread
@@ -65,7 +62,7 @@ class PrefixPart:
 
     def numbers(self, ids: Sequence[int]) -> tuple[int, ...]:
         """Return the numbers under which samples are kept in this epoch."""
-        first = self.view * len(self.loader.loader.dataset)  # type: ignore[arg-type]
+        first = self.loader.view * len(self.loader.loader.dataset)  # type: ignore[arg-type]
         return tuple(first + number for number in ids)
 
     def learn(
@@ -230,22 +227,22 @@ class PrefixPart:
         highest = max(self._stores, key=self._order.__getitem__)
         return self._stores[highest].num_held / max(1, self.num_samples)
 
-    def check_data(self, ids: Sequence[int], views: int) -> None:
+    def check_data(self, ids: Sequence[int]) -> None:
         """Make sure that the data set gives the same for the same number.
 
         Raises:
             CannotCacheError: If it does not, with what to change.
         """
         dataset: Any = self.loader.loader.dataset
-        epoch = getattr(dataset, "epoch", None)
+        epoch = getattr(dataset, "epoch", None) if self.loader.views == 1 else None
         few = list(ids)[:4]
         first = self.loader.read(few)
-        if isinstance(epoch, torch.Tensor) and views == 1:
+        if isinstance(epoch, torch.Tensor):
             epoch.add_(1)
         try:
             second = self.loader.read(few)
         finally:
-            if isinstance(epoch, torch.Tensor) and views == 1:
+            if isinstance(epoch, torch.Tensor):
                 epoch.sub_(1)
         one, other = tree_leaves(first), tree_leaves(second)
         if len(one) != len(other) or not all(map(_equal, one, other)):

@@ -10,7 +10,7 @@ from lightning.fabric.utilities.seed import _collect_rng_states
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_ft_callbacks.prefix_cut import CapturingPass, PrefixCut, PrefixPass, ReplayingPass, Zeros
+from lightning_ft_callbacks.prefix_cut import CapturingPass, Crossing, PrefixCut, PrefixPass, ReplayingPass, Zeros
 from lightning_ft_callbacks.sample_shapes import CannotCacheError, Samples, SampleShape
 from lightning_ft_callbacks.sample_store import SampleStore
 from lightning_ft_callbacks.storage import Budget, Storage
@@ -55,25 +55,50 @@ class PrefixWatch:
         passes = [_RecordingPass(cut, self._samples) for cut in cuts]
         truth = self._step(self._batch, passes)
         for recorded in passes:
-            if recorded.drew_random_numbers:
-                raise CannotCacheError(
-                    f"random numbers are drawn before {recorded.cut.block}: take augmentation or dropout out of what "
-                    "lies below it"
-                )
-            marking = _MarkingPass(recorded.cut, self._samples, recorded.calls, self._zeros)
-            self._step(self._batch, [marking])
-            recorded.cut.crossings = marking.crossings
-            recorded.cut.shapes = [SampleShape(recorded.leaf(*place), self._samples) for place in marking.crossings]
+            self._mark(recorded, truth)
         self._see_another_size(cuts)
         for recorded in passes:
             self._prove(recorded, truth, replayed)
+
+    def _mark(self, recorded: "_RecordingPass", truth: Any) -> None:
+        """Find what crosses a cut: what upper modules read, or what lower ones made where a dropout is between."""
+        cut = recorded.cut
+        if not recorded.drew_before_upper:
+            marking = _MarkingPass(cut, self._samples, recorded.calls, self._zeros)
+            self._step(self._batch, [marking])
+            cut.crossings = marking.crossings
+        elif not recorded.drew_before_end_of_lower:
+            cut.crossings = self._last_outputs(recorded, truth)
+        else:
+            raise CannotCacheError(
+                f"random numbers are drawn before {cut.block}: take augmentation or dropout out of what lies below it"
+            )
+        cut.shapes = [SampleShape(recorded.leaf(place), self._samples) for place in cut.crossings]
+
+    def _last_outputs(self, recorded: "_RecordingPass", truth: Any) -> list[Crossing]:
+        """Return the outputs of the fewest last calls of lower modules that make the step what it is.
+
+        Raises:
+            CannotCacheError: If all together do not.
+        """
+        cut = recorded.cut
+        crossings: list[Crossing] = []
+        for call in reversed(range(len(recorded.outputs))):
+            tensors = [index for index, leaf in enumerate(recorded.outputs[call]) if isinstance(leaf, Tensor)]
+            crossings = [*(("lower", call, index) for index in tensors), *crossings]
+            cut.crossings = crossings
+            kept = [recorded.leaf(place) for place in crossings]
+            found = self._step(self._batch, [ReplayingPass(cut, self._samples, kept, self._zeros)])
+            if _close(truth, found, 1e-6):
+                return crossings
+        raise CannotCacheError(OUT_OF_LINE.format(what="the result", block=cut.block))
 
     def _prove(self, recorded: "_RecordingPass", truth: Any, replayed: Callable[[Any, Samples], Any] | None) -> None:
         """Run the step from what a store gives back, and compare."""
         cut, samples = recorded.cut, self._samples
         memory = Storage(Budget(2**62), Path(), lambda: None)
         store = SampleStore(max(samples.ids) + 1, cut.shapes, memory, dtype=self._dtype)
-        store.put(samples, [recorded.leaf(*place) for place in cut.crossings])
+        store.put(samples, [recorded.leaf(place) for place in cut.crossings])
         device = [shape.device for shape in cut.shapes]
         kept = [tensor.to(place) for tensor, place in zip(store.get(samples), device, strict=True)]
         batch = self._batch if replayed is None else replayed(self._batch, samples)
@@ -106,7 +131,8 @@ class _RecordingPass(CapturingPass):
     def __init__(self, cut: PrefixCut, samples: Samples) -> None:
         super().__init__(cut, samples)
         self.calls: list[list[Any]] = []
-        self.drew_random_numbers = False
+        self.outputs: list[list[Any]] = []
+        self.drew_before_upper = self.drew_before_end_of_lower = False
         self._before: Any = None
 
     def attach(self) -> None:
@@ -115,16 +141,25 @@ class _RecordingPass(CapturingPass):
         self._before = _collect_rng_states(include_cuda=True)
         super().attach()
 
-    def leaf(self, call: int, index: int) -> Tensor:
-        """Return an argument."""
-        return self.calls[call][index]
+    def leaf(self, place: Crossing) -> Tensor:
+        """Return what crossed at a place."""
+        side, call, index = place
+        return (self.calls if side == "upper" else self.outputs)[call][index]
 
     def crossing(self, call: int, leaves: list[Any]) -> list[Any] | None:
         """Take everything."""
         if call == 0:
-            self.drew_random_numbers = not _same(self._before, _collect_rng_states(include_cuda=True))
-        self.calls.append([leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves])
+            self.drew_before_upper = self._has_drawn()
+        self.calls.append(_snapshot(leaves))
         return None
+
+    def after_lower(self, call: int, leaves: list[Any]) -> None:  # noqa: ARG002
+        """Take everything."""
+        self.drew_before_end_of_lower = self._has_drawn()
+        self.outputs.append(_snapshot(leaves))
+
+    def _has_drawn(self) -> bool:
+        return not _same(self._before, _collect_rng_states(include_cuda=True))
 
 
 class _MarkingPass(ReplayingPass):
@@ -133,7 +168,7 @@ class _MarkingPass(ReplayingPass):
     def __init__(self, cut: PrefixCut, samples: Samples, calls: list[list[Any]], zeros: Zeros) -> None:
         cut.crossings = []
         super().__init__(cut, samples, [], zeros)
-        self.crossings: list[tuple[int, int]] = []
+        self.crossings: list[Crossing] = []
         self._calls = calls
 
     def crossing(self, call: int, leaves: list[Any]) -> list[Any] | None:
@@ -144,11 +179,15 @@ class _MarkingPass(ReplayingPass):
         for index, (true, leaf) in enumerate(zip(self._calls[call], leaves, strict=True)):
             if isinstance(true, Tensor):
                 if not isinstance(leaf, Tensor) or not _close(true, leaf, 1e-6):
-                    self.crossings.append((call, index))
+                    self.crossings.append(("upper", call, index))
                     given[index] = true
             elif isinstance(true, int | float | str | bool | None) and true != leaf:
                 raise CannotCacheError(OUT_OF_LINE.format(what="an argument that is no tensor", block=self.cut.block))
         return given
+
+
+def _snapshot(leaves: list[Any]) -> list[Any]:
+    return [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
 
 def smaller(batch: Any, samples: Samples) -> tuple[Any, Samples]:
