@@ -25,6 +25,7 @@ from lightning_ft.run_config import RunConfig
 from lightning_ft.run_folder import CHECKPOINTS, discard_unused, new_run_folder, run_folder_of
 from lightning_ft.trainer import FineTuningTrainer
 from lightning_ft_callbacks import DiscriminativeLR as DiscriminativeLR  # a recipe may name the callbacks alone
+from lightning_ft_callbacks import FrozenPrefixCache as FrozenPrefixCache
 from lightning_ft_callbacks import GradualUnfreezing as GradualUnfreezing
 from lightning_ft_callbacks import LRFinder as LRFinder
 

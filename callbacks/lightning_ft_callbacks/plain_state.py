@@ -1,161 +1,170 @@
-"""PlainState: the plain attributes of an object, to be put back as they were."""
+"""PlainState: what objects hold as attributes, to be put back as it was."""
 
-import random
+import argparse
+import sys
+import types
 from collections import deque
-from collections.abc import Callable
-from copy import deepcopy
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-# torch's own bookkeeping of modules: hooks and children are not state, parameters and buffers are kept elsewhere
-MODULES_OWN = frozenset(vars(nn.Module())) - {"training"}
-# written by people to hold state; objects of other classes are not looked into
-LIBRARIES = ("torch", "lightning", "pytorch_lightning", "transformers", "timm", "tokenizers", "datasets", "builtins")
-DEPTH = 4
+from lightning_ft_callbacks.kept_values import Generator, Restore, kept_array, kept_generator, kept_tensor
 
-Restore = Callable[[], Any]
+# torch's own bookkeeping of modules: hooks and children are not state
+MODULES_OWN = frozenset(vars(nn.Module())) - {"training", "_buffers", "_parameters"}
+# whose objects are not looked into: they are shared, large, open to the outside, or hold no state of a training
+LIBRARIES = sys.stdlib_module_names | {
+    *("torch", "lightning", "pytorch_lightning", "transformers", "timm", "tokenizers", "datasets", "numpy"),
+    *("pandas", "polars", "pyarrow", "PIL", "h5py", "zarr", "lmdb", "wandb", "mlflow", "tensorboard", "comet_ml"),
+}
+NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
+DATA = (Dataset, Sampler, DataLoader)
+DEPTH = 5
+# of data, containers with more entries and arrays with more elements are samples, and not state
+MOST_ENTRIES, MOST_ELEMENTS = 1000, 1_000_000
 
 
 class PlainState:
-    """Numbers, texts, tensors, arrays, generators and containers of these that an object has as attributes.
+    """Numbers, texts, tensors, arrays, generators, and containers and objects of these, that things hold.
 
-    What an attribute refers to is put back in place, so that whoever holds it too sees it as it was. Attributes that
-    came later are removed.
+    All is put back in place, so that whoever holds it too sees it as it was. Attributes that came later are removed.
+    Modules and optimizers are found wherever they are held; of data, what is large is taken to be samples, and left
+    alone. Objects of libraries that hold no state of a training are not looked into, nor are functions.
 
     Args:
-        owner: The object.
+        things: Objects, or containers of them.
+        without: Objects to leave as they then are.
         depth: How far objects within objects are looked into.
     """
 
-    def __init__(self, owner: Any, depth: int = DEPTH) -> None:
-        self._owner = owner
-        skipped = MODULES_OWN if isinstance(owner, nn.Module) else frozenset()
-        self._kept = {name: kept(value, depth) for name, value in vars(owner).items() if name not in skipped}
-        self._known = set(vars(owner))
+    def __init__(self, *things: Any, without: Iterable[Any] = (), depth: int = DEPTH) -> None:
+        self._left = list(without)
+        self._seen = {id(thing) for thing in self._left}
+        self._restores = [self._kept_root(thing, depth) for thing in things]
 
-    def restore(self) -> Any:
-        """Put everything back, and return the object."""
-        now = vars(self._owner)
-        for name in set(now) - self._known:
-            del now[name]
-        now.update({name: restore() for name, restore in self._kept.items()})
-        return self._owner
+    def restore(self) -> None:
+        """Put everything back; it may be done again later."""
+        for restore in self._restores:
+            restore()
 
+    def _kept_root(self, thing: Any, depth: int) -> Restore:
+        if _is_object(thing):
+            return self._kept_object(thing, depth, isinstance(thing, DATA))
+        return self._kept(thing, depth, in_data=False)
 
-def kept(value: Any, depth: int = DEPTH) -> Restore:
-    """Return a function that puts a value back as it is now, and returns it.
-
-    Args:
-        value: Anything; what is no plain data is returned as it then is.
-        depth: How far objects within objects are looked into.
-    """
-    if isinstance(value, Tensor):
-        return _kept_tensor(value)
-    if isinstance(value, np.ndarray):
-        return _copied_back(value, value.copy())
-    if isinstance(value, torch.Generator | random.Random | np.random.Generator | np.random.RandomState):
-        return _kept_generator(value)
-    if isinstance(value, tuple):
-        if not any(_changes(item) for item in value):
+    def _kept(self, value: Any, depth: int, in_data: bool) -> Restore:
+        """Return a function that puts a value back as it is now, and returns it."""
+        if not _changes(value) or id(value) in self._seen:
             return lambda: value
-        items = [kept(item, depth) for item in value]
-        return lambda: ([restore() for restore in items], value)[1]  # its items are put back in place
-    if isinstance(value, list | deque):
-        return _kept_sequence(value, depth)
-    if isinstance(value, dict):
-        return _kept_dict(value, depth)
-    if isinstance(value, set):
-        return _kept_set(value)
-    if depth > 0 and _holds_state(value):
-        return PlainState(value, depth - 1).restore
-    return lambda: value
+        if isinstance(value, Tensor | np.ndarray):
+            return self._kept_values(value, in_data)
+        if isinstance(value, Generator):
+            self._seen.add(id(value))
+            return kept_generator(value)
+        if isinstance(value, tuple | list | deque | dict | set):
+            return self._kept_container(value, depth, in_data)
+        if depth > 0 and isinstance(value, types.MethodType):
+            return self._within(value, value.__self__, depth=depth, in_data=in_data)
+        if depth > 0 and isinstance(value, partial):
+            return self._within(value, value.func, value.args, value.keywords, depth=depth, in_data=in_data)
+        if depth > 0 and _is_looked_into(value):
+            return self._kept_object(value, depth - 1, in_data or isinstance(value, DATA))
+        return lambda: value
+
+    def _kept_values(self, value: Any, in_data: bool) -> Restore:
+        self._seen.add(id(value))
+        if isinstance(value, Tensor):
+            return (lambda: value) if in_data and value.numel() > MOST_ELEMENTS else kept_tensor(value)
+        return (lambda: value) if in_data and value.size > MOST_ELEMENTS else kept_array(value)
+
+    def _within(self, value: Any, *parts: Any, depth: int, in_data: bool) -> Restore:
+        """Keep what a value refers to for good."""
+        restores = [self._kept(part, depth, in_data) for part in parts]
+        return lambda: ([restore() for restore in restores], value)[1]
+
+    def _kept_container(self, value: Any, depth: int, in_data: bool) -> Restore:
+        entries = value.values() if isinstance(value, dict) else value
+        plain = isinstance(value, set) or not any(_changes(entry) for entry in entries)
+        if plain and isinstance(value, tuple) or (not plain and in_data and len(value) > MOST_ENTRIES):
+            return lambda: value
+        self._seen.add(id(value))
+        if isinstance(value, tuple):
+            return self._within(value, *value, depth=depth, in_data=in_data)
+        restores = [] if plain else [self._kept(entry, depth, in_data) for entry in entries]
+        copy = value.copy()
+
+        def restore() -> Any:
+            for restore_entry in restores:
+                restore_entry()
+            if not _same_entries(value, copy):
+                value.clear()
+                value.extend(copy) if isinstance(value, list | deque) else value.update(copy)
+            return value
+
+        return restore
+
+    def _kept_object(self, owner: Any, depth: int, in_data: bool) -> Restore:
+        if isinstance(owner, nn.Module):
+            parts = [self._kept_attributes(part, depth, in_data, MODULES_OWN) for part in owner.modules()]
+            return lambda: ([restore() for restore in parts], owner)[1]
+        return self._kept_attributes(owner, depth, in_data, frozenset())
+
+    def _kept_attributes(self, owner: Any, depth: int, in_data: bool, skipped: frozenset[str]) -> Restore:
+        if id(owner) in self._seen:
+            return lambda: owner
+        self._seen.add(id(owner))
+        found = _attributes(owner)
+        restores = {k: self._kept(value, depth, in_data) for k, value in found.items() if k not in skipped}
+
+        def restore() -> Any:
+            now = _attributes(owner)
+            for name in now.keys() - found.keys():
+                object.__delattr__(owner, name)
+            for name, restore_value in restores.items():
+                value = restore_value()
+                if name not in now or now[name] is not value:
+                    object.__setattr__(owner, name, value)
+            return owner
+
+        return restore
 
 
 def _changes(value: Any) -> bool:
     return not isinstance(value, int | float | complex | str | bytes | bool | None)
 
 
-def _holds_state(value: Any) -> bool:
-    kind = type(value)
-    library = kind.__module__.partition(".")[0]
-    return (
-        hasattr(value, "__dict__") and not isinstance(value, type) and not callable(value) and library not in LIBRARIES
+def _same_entries(one: Any, other: Any) -> bool:
+    if isinstance(one, set):
+        return one == other
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(one[key] is other[key] for key in other)
+    return len(one) == len(other) and all(mine is theirs for mine, theirs in zip(one, other, strict=True))
+
+
+def _is_object(value: Any) -> bool:
+    return (hasattr(value, "__dict__") or hasattr(value, "__slots__")) and not isinstance(
+        value, type | Tensor | np.ndarray | tuple | list | deque | dict | set
     )
 
 
-def _kept_tensor(tensor: Tensor) -> Restore:
-    copy = _copy_of(tensor.detach())
-
-    def restore() -> Tensor:
-        tensor.detach().copy_(copy)
-        return tensor
-
-    return restore
+def _is_looked_into(value: Any) -> bool:
+    if not _is_object(value) or isinstance(value, Trainer | Callback | Logger):
+        return False
+    if isinstance(value, nn.Module | Optimizer | NAMESPACES | DATA):
+        return True
+    return type(value).__module__.partition(".")[0] not in LIBRARIES
 
 
-def _copy_of(tensor: Tensor) -> Tensor:
-    """Return a copy on the tensor's device, or on the CPU where that has not twice the room."""
-    needed = 2 * tensor.numel() * tensor.element_size()
-    short = tensor.is_cuda and torch.cuda.mem_get_info(tensor.device)[0] < needed
-    return tensor.cpu() if short else tensor.clone()
-
-
-def _copied_back(array: np.ndarray, copy: np.ndarray) -> Restore:
-    def restore() -> np.ndarray:
-        if array.flags.writeable:
-            array[...] = copy
-        return array
-
-    return restore
-
-
-def _kept_generator(generator: Any) -> Restore:
-    if isinstance(generator, np.random.Generator):
-        state = deepcopy(generator.bit_generator.state)
-
-        def restore() -> Any:
-            generator.bit_generator.state = state
-            return generator
-
-        return restore
-    read, write = ("getstate", "setstate") if isinstance(generator, random.Random) else ("get_state", "set_state")
-    state = getattr(generator, read)()
-    return lambda: (getattr(generator, write)(state), generator)[1]
-
-
-def _kept_sequence(sequence: Any, depth: int) -> Restore:
-    items = [kept(item, depth) for item in sequence]
-
-    def restore() -> Any:
-        before = [restore() for restore in items]
-        sequence.clear()
-        sequence.extend(before)
-        return sequence
-
-    return restore
-
-
-def _kept_dict(mapping: dict[Any, Any], depth: int) -> Restore:
-    items = {key: kept(value, depth) for key, value in mapping.items()}
-
-    def restore() -> dict[Any, Any]:
-        before = {key: restore() for key, restore in items.items()}
-        mapping.clear()
-        mapping.update(before)
-        return mapping
-
-    return restore
-
-
-def _kept_set(values: set[Any]) -> Restore:
-    copy = set(values)
-
-    def restore() -> set[Any]:
-        values.clear()
-        values.update(copy)
-        return values
-
-    return restore
+def _attributes(owner: Any) -> dict[str, Any]:
+    """Return what an object holds by name, in slots too."""
+    slots = [vars(kind).get("__slots__", ()) for kind in type(owner).__mro__]
+    names = [name for found in slots for name in ([found] if isinstance(found, str) else found)]
+    found = {name: getattr(owner, name) for name in names if not name.startswith("__") and hasattr(owner, name)}
+    return found | getattr(owner, "__dict__", {})

@@ -16,6 +16,10 @@ from lightning_ft_callbacks.sample_shapes import CannotCacheError, Samples, Samp
 Crossing = tuple[Literal["upper", "lower"], int, int]
 
 
+class ReachedError(Exception):
+    """A run is over that was to reach a cut only."""
+
+
 class PrefixCut:
     """The line below a block.
 
@@ -168,13 +172,19 @@ class PrefixPass:
 class CapturingPass(PrefixPass):
     """Takes what crosses a cut while a step runs as ever.
 
+    Args:
+        cut: The cut.
+        samples: The samples of the batch.
+        stop: Whether to end the run by ``ReachedError`` when everything has crossed.
+
     Attributes:
         captured: What crossed, copied because upper modules may write into it.
         refusal: Why it cannot be kept, found while the step ran.
     """
 
-    def __init__(self, cut: PrefixCut, samples: Samples) -> None:
+    def __init__(self, cut: PrefixCut, samples: Samples, *, stop: bool = False) -> None:
         super().__init__(cut, samples)
+        self._stop = stop
         self.captured: dict[Crossing, Tensor] = {}
         self.refusal: CannotCacheError | None = None
         self._wanted = frozenset(cut.crossings)
@@ -203,6 +213,8 @@ class CapturingPass(PrefixPass):
                         f"a gradient flows through what is below {self.cut.block}: something that is trained, or the "
                         "input, comes before it"
                     )
+        if self._stop and len(self.captured) == len(self._wanted):
+            raise ReachedError
 
     def _after_lower(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
         if self.crossed:

@@ -33,13 +33,17 @@ class PrefixWatch:
         batch: The batch.
         samples: Its samples.
         dtype: The type that floating-point numbers are kept in; None for their own.
+        padded: Whether what crosses is kept with its padding; otherwise it comes back with zeros there.
     """
 
-    def __init__(self, step: Step, batch: Any, samples: Samples, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, step: Step, batch: Any, samples: Samples, dtype: torch.dtype | None = None, *, padded: bool = False
+    ) -> None:
         self._step = step
         self._batch = batch
         self._samples = samples
         self._dtype = dtype
+        self._padded = padded
         self._zeros = Zeros()
 
     def learn(self, cuts: Sequence[PrefixCut], replayed: Callable[[Any, Samples], Any] | None = None) -> None:
@@ -61,46 +65,36 @@ class PrefixWatch:
             self._prove(recorded, truth, replayed)
 
     def _mark(self, recorded: "_RecordingPass", truth: Any) -> None:
-        """Find what crosses a cut: what upper modules read, or what lower ones made where a dropout is between."""
+        """Find what crosses a cut: what upper modules read, and what lower ones made and is read beside that."""
         cut = recorded.cut
+        cut.crossings = []
         if not recorded.drew_before_upper:
             marking = _MarkingPass(cut, self._samples, recorded.calls, self._zeros)
             self._step(self._batch, [marking])
             cut.crossings = marking.crossings
-        elif not recorded.drew_before_end_of_lower:
-            cut.crossings = self._last_outputs(recorded, truth)
-        else:
+        elif recorded.drew_before_end_of_lower:
             raise CannotCacheError(
                 f"random numbers are drawn before {cut.block}: take augmentation or dropout out of what lies below it"
             )
-        cut.shapes = [SampleShape(recorded.leaf(place), self._samples) for place in cut.crossings]
-
-    def _last_outputs(self, recorded: "_RecordingPass", truth: Any) -> list[Crossing]:
-        """Return the outputs of the fewest last calls of lower modules that make the step what it is.
-
-        Raises:
-            CannotCacheError: If all together do not.
-        """
-        cut = recorded.cut
-        crossings: list[Crossing] = []
         for call in reversed(range(len(recorded.outputs))):
-            tensors = [index for index, leaf in enumerate(recorded.outputs[call]) if isinstance(leaf, Tensor)]
-            crossings = [*(("lower", call, index) for index in tensors), *crossings]
-            cut.crossings = crossings
-            kept = [recorded.leaf(place) for place in crossings]
+            kept = [recorded.leaf(place) for place in cut.crossings]
             found = self._step(self._batch, [ReplayingPass(cut, self._samples, kept, self._zeros)])
             if _close(truth, found, 1e-6):
-                return crossings
-        raise CannotCacheError(OUT_OF_LINE.format(what="the result", block=cut.block))
+                break
+            # a dropout stands between the two sides, or an output is a result itself: then the last ones are kept
+            tensors = [index for index, leaf in enumerate(recorded.outputs[call]) if isinstance(leaf, Tensor)]
+            cut.crossings = [*(("lower", call, index) for index in tensors), *cut.crossings]
+        cut.shapes = [SampleShape(recorded.leaf(place), self._samples) for place in cut.crossings]
 
     def _prove(self, recorded: "_RecordingPass", truth: Any, replayed: Callable[[Any, Samples], Any] | None) -> None:
         """Run the step from what a store gives back, and compare."""
         cut, samples = recorded.cut, self._samples
-        memory = Storage(Budget(2**62), Path(), lambda: None)
-        store = SampleStore(max(samples.ids) + 1, cut.shapes, memory, dtype=self._dtype)
-        store.put(samples, [recorded.leaf(place) for place in cut.crossings])
-        device = [shape.device for shape in cut.shapes]
-        kept = [tensor.to(place) for tensor, place in zip(store.get(samples), device, strict=True)]
+        kept = [recorded.leaf(place) for place in cut.crossings]
+        if not self._padded:
+            memory = Storage(Budget(2**62), Path(), lambda: None)
+            store = SampleStore(max(samples.ids) + 1, cut.shapes, memory, dtype=self._dtype)
+            store.put(samples, kept)
+            kept = [back.to(true.device) for back, true in zip(store.get(samples), kept, strict=True)]
         batch = self._batch if replayed is None else replayed(self._batch, samples)
         found = self._step(batch, [ReplayingPass(cut, samples, kept, self._zeros)])
         kinds = {tensor.dtype for tensor in [*tree_leaves(truth), *kept] if _is_float(tensor)} | {self._dtype}

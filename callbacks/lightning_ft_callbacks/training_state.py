@@ -7,9 +7,9 @@ from typing import Any
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
-from torch.optim import Optimizer
 
-from lightning_ft_callbacks.plain_state import PlainState, Restore, kept
+from lightning_ft_callbacks.kept_values import Restore, kept_tensor
+from lightning_ft_callbacks.plain_state import PlainState
 
 # of the loops of Lightning that run a training step
 PROGRESS = (
@@ -27,31 +27,43 @@ class TrainingState:
     Args:
         trainer: The trainer, in a fit.
         module: Its module.
-        updates: Whether the optimizers may step; otherwise what a forward pass cannot change is left out.
+        updates: Whether the optimizers may step, on batches that are fetched; otherwise what a forward pass cannot
+            change is left out.
     """
 
     def __init__(self, trainer: Trainer, module: LightningModule, *, updates: bool = True) -> None:
-        self._restores: list[Callable[[], Any]] = [
-            kept([*module.buffers()]),
-            *(PlainState(part).restore for part in module.modules()),
-            _plain_numbers(getattr(trainer, "datamodule", None)),
-            _progress(trainer),
-            _random_numbers(),
-        ]
+        part: Any = trainer
+        data = getattr(trainer, "datamodule", None)
+        self._restores: list[Callable[[], Any]] = []
         if updates:
-            self._restores[:0] = [
+            loaders = trainer.fit_loop._combined_loader
+            plain = PlainState(
+                module,
+                *trainer.optimizers,
+                data,
+                [] if loaders is None else [*loaders.flattened],
+                getattr(part.strategy, "_ddp_comm_state", None),
+            )
+            self._restores += [
                 _gradients(module),
-                kept([*module.parameters()]),
-                *(_optimizer(optimizer) for optimizer in trainer.optimizers),
                 *(_schedule(config.scheduler) for config in trainer.lr_scheduler_configs),
                 _scaler(trainer),
-                kept(getattr(trainer.strategy, "_ddp_comm_state", None)),
             ]
+        else:
+            plain = PlainState(module, without=module.parameters())
+            self._restores.append(_plain_numbers(data))
+        self._restores += [plain.restore, _progress(trainer), random_numbers()]
 
     def restore(self) -> None:
         """Put everything back; it may be done again later."""
         for restore in self._restores:
             restore()
+
+
+def random_numbers() -> Restore:
+    """Return a function that sets the generators of Python, NumPy, torch and its devices back."""
+    states = _collect_rng_states(include_cuda=True)
+    return lambda: _set_rng_states(states)
 
 
 def _gradients(module: nn.Module) -> Restore:
@@ -64,25 +76,6 @@ def _gradients(module: nn.Module) -> Restore:
         for parameter, gradient, requires_grad in found:
             parameter.requires_grad_(requires_grad)
             parameter.grad = gradient
-
-    return restore
-
-
-def _optimizer(optimizer: Optimizer) -> Restore:
-    state = kept(optimizer.state)
-    groups = [
-        {key: (lambda value=value: value) if key == "params" else kept(value) for key, value in group.items()}
-        for group in optimizer.param_groups
-    ]
-    numbers = _plain_numbers(optimizer)
-
-    def restore() -> None:
-        state()
-        numbers()
-        for group, before in zip(optimizer.param_groups, groups, strict=True):
-            found = {key: value() for key, value in before.items()}
-            group.clear()
-            group.update(found)
 
     return restore
 
@@ -104,12 +97,14 @@ def _scaler(trainer: Trainer) -> Restore:
     if scaler is None:
         return lambda: None
     # its scale is made with the first step
-    values = {name: kept(getattr(scaler, name)) for name in ("_scale", "_growth_tracker")}
+    values = {name: getattr(scaler, name) for name in ("_scale", "_growth_tracker")}
+    tensors = [kept_tensor(value) for value in values.values() if value is not None]
     states = deepcopy(dict(scaler._per_optimizer_states))
 
     def restore() -> None:
-        for name, value in values.items():
-            setattr(scaler, name, value())
+        for restore_tensor in tensors:
+            restore_tensor()
+        vars(scaler).update(values)
         scaler._per_optimizer_states.clear()
         scaler._per_optimizer_states.update(deepcopy(states))
 
@@ -136,8 +131,3 @@ def _progress(trainer: Any) -> Restore:
         connector.restore()
 
     return restore
-
-
-def _random_numbers() -> Restore:
-    states = _collect_rng_states(include_cuda=True)
-    return lambda: _set_rng_states(states)
