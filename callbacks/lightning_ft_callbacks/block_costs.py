@@ -157,7 +157,8 @@ def _some_batch(loader: Any) -> Any:
 
 def _copy(module: LightningModule, trainer: Trainer) -> Any:
     """Return a copy that logs nothing and is not compiled."""
-    copy: Any = deepcopy(module)  # which leaves the trainer out
+    # the module itself leaves its trainer out, but a factory that it keeps may lead to it by another way
+    copy: Any = deepcopy(module, {id(trainer): trainer})
     for parameter in copy.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     for part in copy.modules():

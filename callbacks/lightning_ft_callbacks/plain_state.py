@@ -157,7 +157,7 @@ def _is_object(value: Any) -> bool:
 def _is_looked_into(value: Any) -> bool:
     if not _is_object(value) or isinstance(value, Trainer | Callback | Logger):
         return False
-    if isinstance(value, nn.Module | Optimizer | NAMESPACES | DATA):
+    if isinstance(value, (nn.Module, Optimizer, *NAMESPACES, *DATA)):
         return True
     return type(value).__module__.partition(".")[0] not in LIBRARIES
 
