@@ -4,7 +4,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_ft_callbacks.prefix_cut import Zeros
@@ -100,8 +99,8 @@ class BatchInputs:
         samples = self.samples(ids)
         parts = dict(zip(self._names, self._store.get(samples), strict=True))
         for name, shape in zip(self._names, self._shapes, strict=True):
-            if shape.token_dims and self._padding[name]:
-                parts[name][~samples.mask()] = self._padding[name]
+            if shape.token_dims and (padding := self._padding[name]):
+                parts[name][~samples.mask()] = padding
         if self._mask is not None:
             parts[MASK] = samples.mask().to(self._mask)
         parts |= {name: self._zeros.of(shape, samples) for name, shape in self._unread.items()}

@@ -60,7 +60,7 @@ class IdentifiedLoaders(CombinedLoader):
 
     def identified(self, number: int) -> "IdentifiedBatches | None":
         """Return a loader that tells its samples; None where it cannot."""
-        loader = self._flattened[number]
+        loader: Any = self._flattened[number]
         known = self._identified.get(number)
         if known is None or known[0] is not loader:
             if why_not_identified(loader) is not None:

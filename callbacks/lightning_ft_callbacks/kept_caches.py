@@ -124,9 +124,7 @@ class StoreFolder:
     def _storage(self, folder: Path, *, in_files: bool) -> Storage:
         if in_files:
             self._own(folder.parent)
-        return Storage(
-            self.budget, folder, lambda: self._own(folder.parent), in_files=in_files, writer=self._rank
-        )
+        return Storage(self.budget, folder, lambda: self._own(folder.parent), in_files=in_files, writer=self._rank)
 
     def _own(self, folder: Path) -> None:
         """Make a folder of the fit's, and lock it while this process lives."""
@@ -184,7 +182,7 @@ def digest(*parts: Any) -> str:
         if isinstance(part, torch.Tensor):
             data = part.detach().cpu().contiguous()
             found.update(f"{data.dtype}{tuple(data.shape)}".encode())
-            found.update(data.reshape(-1).view(torch.uint8).numpy())
+            found.update(data.reshape(-1).view(torch.uint8).numpy().data)
         else:
             found.update(f"{part!r};".encode())
     return found.hexdigest()[:32]

@@ -132,7 +132,9 @@ class FrozenPrefixCache(BlockCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Say so where there is nothing to keep, and show on the progress bar how much is kept."""
         if not self._lines(trainer, self.frontier()):
-            rank_zero_info("FrozenPrefixCache: no phase of more than one epoch freezes the lowest blocks; nothing is kept")
+            rank_zero_info(
+                "FrozenPrefixCache: no phase of more than one epoch freezes the lowest blocks; nothing is kept"
+            )
         bar: Any = trainer.progress_bar_callback
         if bar is not None:
             shown = type(bar).get_metrics

@@ -56,7 +56,9 @@ class PrefixCut:
                 place = f"{type(part).__name__} {name!r} below {self.block}"
                 moves = isinstance(part, nn.modules.batchnorm._NormBase) and part.track_running_stats
                 if part.training and (moves or (isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0)):
-                    raise CannotCacheError(f"{place} is in train mode; freeze it with GradualUnfreezing, or call eval()")
+                    raise CannotCacheError(
+                        f"{place} is in train mode; freeze it with GradualUnfreezing, or call eval()"
+                    )
                 hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
                 if strange := [hook for hook in hooks if not _is_known(hook)]:
                     raise CannotCacheError(f"{place} has a hook, {strange[0]}, which would not be called; remove it")

@@ -45,9 +45,7 @@ class PrefixState:
     samples: Samples
 
 
-def run_prefix(
-    network: nn.Module, inputs: Mapping[str, Tensor], block: str, unread: Collection[str]
-) -> PrefixState:
+def run_prefix(network: nn.Module, inputs: Mapping[str, Tensor], block: str, unread: Collection[str]) -> PrefixState:
     """Run a network up to a block, without gradients.
 
     Args:
@@ -71,7 +69,9 @@ def run_prefix(
     return PrefixState(block, kept, {key: value for key, value in inputs.items() if key not in unread}, samples)
 
 
-def run_suffix(network: nn.Module, state: PrefixState, block: str, blank: Callable[[Samples], Mapping[str, Any]]) -> Any:
+def run_suffix(
+    network: nn.Module, state: PrefixState, block: str, blank: Callable[[Samples], Mapping[str, Any]]
+) -> Any:
     """Run a network from a block on, with gradients where they are enabled, and return what it returns.
 
     Args:

@@ -99,7 +99,9 @@ class SampleShape:
         for dim, size in enumerate(tensor.shape):
             self._rules[dim] &= _rules(size, samples)
             if not self._rules[dim]:
-                hint = "" if samples.lengths else "; give batches as a mapping with an attention_mask if they are padded"
+                hint = (
+                    "" if samples.lengths else "; give batches as a mapping with an attention_mask if they are padded"
+                )
                 raise CannotCacheError(f"{what} changes its shape from batch to batch, dimension {dim}{hint}")
 
     def size(self, samples: Samples) -> tuple[int, ...]:

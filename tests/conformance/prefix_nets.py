@@ -83,7 +83,9 @@ CASES = {
     ),
     "swin": Case(
         lambda: hf.SwinModel(
-            hf.SwinConfig(image_size=32, patch_size=2, embed_dim=16, depths=[1, 1, 2], num_heads=[2] * 3, window_size=4),
+            hf.SwinConfig(
+                image_size=32, patch_size=2, embed_dim=16, depths=[1, 1, 2], num_heads=[2] * 3, window_size=4
+            ),
             add_pooling_layer=False,
         ),
         64,
@@ -122,10 +124,10 @@ class Foreign(LightningModule):
         dropped = nn.functional.dropout(self.states(batch), 0.1, self.training)
         return nn.functional.cross_entropy(self.head(dropped), labels)
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:  # noqa: ARG002
         return self.loss(batch)
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         self.log("val/loss", self.loss(batch))
 
     def configure_optimizers(self) -> Any:
@@ -148,15 +150,15 @@ class Run(Callback):
     weights: dict[str, Tensor] = field(default_factory=dict)
     count: int = 0
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         self.count = 0
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         self.calls.append(self.count)
         if "val/loss" in trainer.callback_metrics:
             self.val.append(trainer.callback_metrics["val/loss"].item())
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         self.losses.append(outputs["loss"].item())
 
     def watch(self, module: nn.Module) -> None:

@@ -133,7 +133,7 @@ def test_beyond_the_memory_it_goes_to_files_that_are_gone_afterwards(tmp_path: P
     seen: list[Path] = []
 
     class Looks(Callback):
-        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
             seen.extend(tmp_path.rglob("segment-*.bin"))
 
     cache = FrozenPrefixCache(directory=str(tmp_path), max_bytes=0)
@@ -284,7 +284,7 @@ class Manual(Foreign):
         super().__init__(name)
         self.automatic_optimization = False
 
-    def training_step(self, batch: Any, batch_idx: int) -> None:
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         self.manual_backward(self.loss(batch))
 
 
@@ -297,7 +297,7 @@ class Hooked(Foreign):
 class TrainsMode(Callback):
     """Puts a frozen part in train mode, as a careless freezing would."""
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         pl_module.body.train()
 
 

@@ -21,7 +21,11 @@ SCHEDULE = """
 trainer:
   callbacks:
     - class_path: GradualUnfreezing
-      init_args: {schedule: [{train: [head], epochs: 2}, {train: ["backbone.encoder.layer.1", head], steps: 5}, {train: ["*"]}]}
+      init_args:
+        schedule:
+          - {train: [head], epochs: 2}
+          - {train: ["backbone.encoder.layer.1", head], steps: 5}
+          - {train: ["*"]}
 """
 CACHE = "    - {class_path: FrozenPrefixCache, init_args: {directory: %s, max_bytes: %d}}\n"
 EPOCHS = 5
@@ -176,7 +180,7 @@ class Notes(Callback):
     def on_train_epoch_start(self, *_: Any) -> None:
         self.count = 0
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         self.losses.append(outputs["loss"].item())
 
     def on_train_epoch_end(self, *_: Any) -> None:
@@ -189,9 +193,7 @@ def train(
     seed_everything(0, verbose=False)
     backbone = TimmBackbone("resnet10t", pretrained=False)
     module = FineTuner(backbone, lambda info: ImageClassificationHead(info, num_classes=2), lr=1e-3)
-    data = ImageClassificationData(
-        str(pictures), image_size=32, batch_size=4, val_size=8, test_size=0, augment=augment
-    )
+    data = ImageClassificationData(str(pictures), image_size=32, batch_size=4, val_size=8, test_size=0, augment=augment)
     with monkeypatch.context() as patch:
         notes = Notes(patch)
         Trainer(
@@ -228,7 +230,7 @@ def test_views_repeat_after_as_many_epochs(pictures: Path, monkeypatch: pytest.M
     assert cached.read[1] == 16  # the second view of the training pictures; those of validation are kept
 
 
-def test_data_without_epochs_has_no_views(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_without_epochs_has_no_views() -> None:
     from torch.utils.data import DataLoader
 
     from lightning_ft_callbacks.identified_batches import IdentifiedBatches
@@ -247,9 +249,9 @@ def test_a_backbone_runs_up_to_a_block_and_from_it(tiny_bert: Path) -> None:
     state = backbone.prefix(inputs, "encoder.layer.1")
     assert state.kept[0].shape[:2] == (3, 6)
     torch.testing.assert_close(backbone.suffix(state, "encoder.layer.1").states, whole.states)
-    with pytest.raises(ValueError, match="no block 'encoder.layer.9'.*did you mean 'encoder.layer.1'"):
+    with pytest.raises(ValueError, match=r"no block 'encoder.layer.9'.*did you mean 'encoder.layer.1'"):
         backbone.prefix(inputs, "encoder.layer.9")
-    with pytest.raises(ValueError, match="made up to 'encoder.layer.1', not 'encoder.layer.0'"):
+    with pytest.raises(ValueError, match=r"made up to 'encoder.layer.1', not 'encoder.layer.0'"):
         backbone.suffix(state, "encoder.layer.0")
     with pytest.raises(ValueError, match="is in train mode"):
         backbone.train().prefix(inputs, "encoder.layer.1")
