@@ -92,7 +92,7 @@ class PlainState:
     def _kept_container(self, value: Any, depth: int, in_data: bool) -> Restore:
         entries = value.values() if isinstance(value, dict) else value
         plain = isinstance(value, set) or not any(_changes(entry) for entry in entries)
-        if plain and isinstance(value, tuple) or (not plain and in_data and len(value) > MOST_ENTRIES):
+        if (plain and isinstance(value, tuple)) or (not plain and in_data and len(value) > MOST_ENTRIES):
             return lambda: value
         self._seen.add(id(value))
         if isinstance(value, tuple):

@@ -17,6 +17,7 @@ from lightning_ft_callbacks.blocks import BlockSpec
 from lightning_ft_callbacks.identified_batches import IdentifiedLoaders, Source, why_not_identified
 from lightning_ft_callbacks.kept_caches import StoreFolder, digest
 from lightning_ft_callbacks.prefix_cut import PrefixCut
+from lightning_ft_callbacks.prefix_lines import PrefixWeights, lines_worth_keeping
 from lightning_ft_callbacks.prefix_part import PrefixPart
 from lightning_ft_callbacks.sample_shapes import CannotCacheError, Samples
 from lightning_ft_callbacks.storage import Budget, StorageFullError, free_memory
@@ -81,7 +82,7 @@ class FrozenPrefixCache(BlockCallback):
         self._trainer: Trainer | None = None
         self._parameters: list[list[torch.nn.Parameter]] = []
         self._frontier = 0
-        self._weights: dict[int, tuple[int, str]] = {}
+        self._weights: PrefixWeights | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Have the fit's loaders tell their samples, from the first one on."""
@@ -117,7 +118,7 @@ class FrozenPrefixCache(BlockCallback):
                 "blocks; set compile: false"
             )
         self._parameters = [self.block_map.parameters(name) for name in self.block_map.names]
-        self._weights = {}
+        self._weights = PrefixWeights(self._parameters)
         run_folder = trainer.log_dir if trainer.loggers else None  # asked on all ranks, because it is broadcast
         token = trainer.strategy.broadcast(uuid4().hex[:12])
         root = Path(self.directory or (Path(run_folder) / "prefix_cache" if run_folder else gettempdir()))
@@ -131,7 +132,8 @@ class FrozenPrefixCache(BlockCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Say so where there is nothing to keep, and show on the progress bar how much is kept."""
-        if not self._lines(trainer, self.frontier()):
+        assert self.block_map is not None
+        if not lines_worth_keeping(self.block_map.names, _phases_to_come(trainer), self.frontier()):
             rank_zero_info(
                 "FrozenPrefixCache: no phase of more than one epoch freezes the lowest blocks; nothing is kept"
             )
@@ -249,10 +251,11 @@ class FrozenPrefixCache(BlockCallback):
     def _learn(self, trainer: Trainer, module: LightningModule, step: "_Step", frontier: int) -> None:
         """Decide what to keep from this frontier on."""
         assert self._folder is not None
-        lines = [line for line in self._lines(trainer, frontier) if line <= frontier]
+        assert self.block_map is not None
+        part, names = step.part, self.block_map.names
+        lines = lines_worth_keeping(names, _phases_to_come(trainer), frontier)
         if not lines:
             return
-        part, names = step.part, self.block_map.names  # type: ignore[union-attr]
         error: CannotCacheError | None = None
         chosen: list[tuple[str, int]] = []
         try:
@@ -307,19 +310,12 @@ class FrozenPrefixCache(BlockCallback):
             for part in self._parts.values():
                 if part is not None:
                     part.drop_above(frontier)
-        below = [parameter for parameters in self._parameters[:frontier] for parameter in parameters]
-        version = sum(parameter._version for parameter in below) + sum(map(id, below))
-        known = self._weights.get(frontier)
-        if known is not None and known[0] == version:
-            return
-        found = digest(*below)
-        if known is not None and known[1] != found:
+        if self._weights is not None and self._weights.changed(frontier):
             rank_zero_warn("FrozenPrefixCache: somebody has changed weights of frozen blocks; all is kept anew")
             for part in self._parts.values():
                 if part is not None:
                     part.close()
                     part.considered.clear()
-        self._weights = {frontier: (version, found)}
 
     def _read(self, trainer: Trainer, module: LightningModule, step: "_Step") -> None:
         """Read a batch after all, into the dictionary that everybody has in hand."""
@@ -329,27 +325,6 @@ class FrozenPrefixCache(BlockCallback):
         step.batch.clear()
         step.batch.update(batch)
         step.unread = False
-
-    def _lines(self, trainer: Trainer, frontier: int | None = None) -> list[int]:
-        """Return the lowest trained blocks' positions, now and in phases to come, below which keeping pays.
-
-        That of a phase that is over after the pass in which it is filled does not, nor that of one before which lower
-        blocks are trained.
-        """
-        to_come: list[tuple[Sequence[str], int | None]] = []
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            to_come = getattr(callback, "phases_to_come", None) or to_come
-        order = {name: position for position, name in enumerate(self.block_map.names)}  # type: ignore[union-attr]
-        phases = [(min(order[name] for name in trained), epochs) for trained, epochs in to_come]
-        if frontier is not None:
-            phases[:1] = [(frontier, phases[0][1] if phases else None)]
-        lines: list[int] = []
-        lowest = len(order)
-        for number, (line, epochs) in enumerate(phases):
-            if line <= lowest and line > 0 and (number > 0 or epochs is None or epochs > 1) and line not in lines:
-                lines.append(line)
-            lowest = min(lowest, line)
-        return lines
 
     def _known_part(self, trainer: Trainer, module: LightningModule, place: tuple[str, int]) -> PrefixPart | None:
         kind, number = place
@@ -407,7 +382,7 @@ class FrozenPrefixCache(BlockCallback):
                 part.close()
         if self._folder is not None:
             self._folder.remove()
-        self._parts, self._parameters, self._folder = {}, [], None
+        self._parts, self._parameters, self._folder, self._weights = {}, [], None, None
 
 
 class _Step:
@@ -441,6 +416,12 @@ class _Kept(Source):
         part = self._cache.part(self._kind, loader)
         assert part is not None
         return part.batch(ids)
+
+
+def _phases_to_come(trainer: Trainer) -> list[tuple[Sequence[str], int | None]]:
+    """Return the trained blocks of this phase and later ones and their epochs, as a callback of the trainer says."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return next((to_come for one in callbacks if (to_come := getattr(one, "phases_to_come", None))), [])
 
 
 def _sources(trainer: Trainer) -> Iterator[tuple[str, Any]]:

@@ -10,7 +10,8 @@ from lightning_ft_callbacks.batch_inputs import BatchInputs, mask_of
 from lightning_ft_callbacks.blocks import BlockMap
 from lightning_ft_callbacks.identified_batches import IdentifiedBatches
 from lightning_ft_callbacks.kept_caches import StoreFolder
-from lightning_ft_callbacks.prefix_cut import CapturingPass, PrefixCut, PrefixPass, ReplayingPass, Zeros
+from lightning_ft_callbacks.prefix_cut import PrefixCut, Zeros
+from lightning_ft_callbacks.prefix_passes import CapturingPass, PrefixPass, ReplayingPass
 from lightning_ft_callbacks.prefix_watch import PrefixWatch, Step
 from lightning_ft_callbacks.sample_shapes import CannotCacheError, Samples
 from lightning_ft_callbacks.sample_store import SampleStore

@@ -13,15 +13,8 @@ from torch import Tensor, nn
 
 from lightning_ft_callbacks.batch_inputs import mask_of
 from lightning_ft_callbacks.blocks import BlockMap
-from lightning_ft_callbacks.prefix_cut import (
-    CapturingPass,
-    PrefixCut,
-    PrefixPass,
-    ReachedError,
-    ReplayingPass,
-    Zeros,
-    attached,
-)
+from lightning_ft_callbacks.prefix_cut import PrefixCut, Zeros
+from lightning_ft_callbacks.prefix_passes import CapturingPass, PrefixPass, ReachedError, ReplayingPass, attached
 from lightning_ft_callbacks.prefix_watch import PrefixWatch
 from lightning_ft_callbacks.sample_shapes import CannotCacheError, Samples
 

@@ -10,7 +10,8 @@ from lightning.fabric.utilities.seed import _collect_rng_states
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lightning_ft_callbacks.prefix_cut import CapturingPass, Crossing, PrefixCut, PrefixPass, ReplayingPass, Zeros
+from lightning_ft_callbacks.prefix_cut import Crossing, PrefixCut, Zeros
+from lightning_ft_callbacks.prefix_passes import CapturingPass, PrefixPass, ReplayingPass
 from lightning_ft_callbacks.sample_shapes import CannotCacheError, Samples, SampleShape
 from lightning_ft_callbacks.sample_store import SampleStore
 from lightning_ft_callbacks.storage import Budget, Storage

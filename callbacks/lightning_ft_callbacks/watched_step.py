@@ -10,7 +10,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from lightning_ft_callbacks.prefix_cut import PrefixPass, attached
+from lightning_ft_callbacks.prefix_passes import PrefixPass, attached
 from lightning_ft_callbacks.training_state import TrainingState
 
 
