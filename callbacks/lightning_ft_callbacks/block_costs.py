@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import ref
 
@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, UntypedStorage
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,13 +29,15 @@ class BlockCosts:
         operations: Multiplications and additions of the forward pass, by block.
         activation_bytes: What autograd keeps of it for the backward pass [byte], by block.
         other: Operations outside of all blocks.
+        input_bytes: What each block's first call reads, a sample [byte], by block.
     """
 
     operations: dict[str, int]
     activation_bytes: dict[str, int]
     other: int
+    input_bytes: dict[str, int] = field(default_factory=dict)
 
-    def relative_time(self, names: Sequence[str], trained: Collection[str]) -> float:
+    def relative_time(self, names: Sequence[str], trained: Collection[str], *, cached: bool = False) -> float:
         """Return a step's operations over those of a step that trains everything.
 
         The forward pass runs through all blocks. The backward pass ends at the lowest trained one: above it each
@@ -44,29 +47,38 @@ class BlockCosts:
         Args:
             names: All blocks, input first.
             trained: Those that are trained.
+            cached: Whether what lies below the lowest trained one need not run.
         """
         total = self.other + sum(self.operations.values())
         passed = names[self._frontier(names, trained) :]
         cost = total + self.other
         cost += sum(self.operations[name] for name in passed)
         cost += sum(self.operations[name] for name in passed if name in trained)
+        if cached:
+            cost -= sum(self.operations[name] for name in names[: self._frontier(names, trained)])
         return cost / (total * 3 - self.other) if total else 1.0
 
     def kept_bytes(self, names: Sequence[str], trained: Collection[str]) -> int:
         """Return what autograd keeps for the backward pass down to the lowest trained block [byte]."""
         return sum(self.activation_bytes[name] for name in names[self._frontier(names, trained) :])
 
+    def cached_bytes(self, names: Sequence[str], trained: Collection[str]) -> int:
+        """Return what a cache keeps of a sample, which the lowest trained block reads [byte]."""
+        frontier = self._frontier(names, trained)
+        return self.input_bytes.get(names[frontier], 0) if 0 < frontier < len(names) else 0
+
     @staticmethod
     def _frontier(names: Sequence[str], trained: Collection[str]) -> int:
         return next((index for index, name in enumerate(names) if name in trained), len(names))
 
 
-def count_costs(block_map: BlockMap, run: Callable[[], Any]) -> BlockCosts:
+def count_costs(block_map: BlockMap, run: Callable[[], Any], num_samples: int = 1) -> BlockCosts:
     """Count what a forward pass costs in each block, keeping nothing of it for a backward pass.
 
     Args:
         block_map: The blocks of the module that runs.
         run: Runs it.
+        num_samples: Samples of the batch that it runs on.
     """
     operations = dict.fromkeys(block_map.names, 0)
     kept = dict.fromkeys(block_map.names, 0)
@@ -75,8 +87,18 @@ def count_costs(block_map: BlockMap, run: Callable[[], Any]) -> BlockCosts:
     entered: list[tuple[str, int]] = []
     counter = FlopCounterMode(display=False)
 
+    read: dict[str, int] = {}
+
     def enter(name: str) -> Callable[..., None]:
-        return lambda *_: entered.append((name, counter.get_total_flops()))
+        def note(_: Any, args: Any, kwargs: Any) -> None:
+            if not entered and name not in read:
+                tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+                floats = [leaf for leaf in tensors if leaf.is_floating_point() and len(leaf.shape) > 1]
+                sizes = [leaf.numel() * leaf.element_size() for leaf in floats if len(leaf) == num_samples]
+                read[name] = sum(sizes) // num_samples
+            entered.append((name, counter.get_total_flops()))
+
+        return note
 
     def leave(*_: Any) -> None:
         name, before = entered.pop()
@@ -95,7 +117,7 @@ def count_costs(block_map: BlockMap, run: Callable[[], Any]) -> BlockCosts:
     for block in block_map:
         for path in block.paths:
             if path in modules:
-                handles.append(modules[path].register_forward_pre_hook(enter(block.name)))
+                handles.append(modules[path].register_forward_pre_hook(enter(block.name), with_kwargs=True))
                 handles.append(modules[path].register_forward_hook(leave))
     try:
         with torch.enable_grad(), counter, torch.autograd.graph.saved_tensors_hooks(keep, _no_backward):
@@ -104,7 +126,7 @@ def count_costs(block_map: BlockMap, run: Callable[[], Any]) -> BlockCosts:
         for handle in handles:
             handle.remove()
     total = counter.get_total_flops()
-    return BlockCosts(operations, kept, total - sum(operations.values()))
+    return BlockCosts(operations, kept, total - sum(operations.values()), read)
 
 
 def _no_backward(_: None) -> Tensor:
@@ -133,7 +155,7 @@ def costs_of_fit(trainer: Trainer, module: LightningModule, block_map: BlockMap)
             batch = trainer.strategy.batch_to_device(_some_batch(trainer.train_dataloader))
             copy: Any = _copy(module, trainer)
             named = BlockMap(copy, block_map)
-            return count_costs(named, lambda: copy.training_step(batch, 0))
+            return count_costs(named, lambda: copy.training_step(batch, 0), _num_samples(trainer.train_dataloader))
     except Exception:  # a foreign step may need anything; the plan does without
         return None
 
@@ -153,6 +175,12 @@ def _some_batch(loader: Any) -> Any:
     numbers = list(range(min(size, len(dataset))))
     samples = dataset.__getitems__(numbers) if hasattr(dataset, "__getitems__") else [dataset[n] for n in numbers]
     return loader.collate_fn(samples)
+
+
+def _num_samples(loader: Any) -> int:
+    """Return the samples of the batch that ``_some_batch`` takes."""
+    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 1
+    return max(1, min(size, len(loader.dataset)))
 
 
 def _copy(module: LightningModule, trainer: Trainer) -> Any:

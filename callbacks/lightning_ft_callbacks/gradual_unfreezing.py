@@ -249,6 +249,7 @@ class GradualUnfreezing(BlockCallback):
             epochs=epochs,
             steps_per_epoch=steps_per_epoch,
             thaw_frozen=self.thaw_frozen,
+            cached_samples=_cached_samples(trainer),
         )
         if trainer.is_global_zero:
             plan.show()
@@ -310,3 +311,11 @@ class GradualUnfreezing(BlockCallback):
                 held.release()
         self._freezer = self._averages = self._trainer = None
         self._watch.stop()
+
+
+def _cached_samples(trainer: Trainer) -> int | None:
+    """Return the training samples of which a callback keeps what frozen blocks give; None where none does."""
+    callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    dataset: Any = getattr(trainer.train_dataloader, "dataset", None)
+    keeps = any(getattr(callback, "keeps_prefixes", False) for callback in callbacks)
+    return len(dataset) if keeps and hasattr(dataset, "__len__") else None

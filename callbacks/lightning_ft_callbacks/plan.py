@@ -1,6 +1,6 @@
 """FineTuningPlan: what each phase will train, at which learning rates, until when, and at what cost."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -28,6 +28,8 @@ class PlannedPhase:
         start: The epoch in which it begins at the earliest; None if the fit ends before.
         time: Operations of a step over those of a step that trains all; None where not counted.
         memory: Weights, gradients, optimizer state, and activations of a batch where counted [byte].
+        cached: With FrozenPrefixCache, the time when what is below the lowest trained block is kept, and what keeping
+            that of all training samples takes [byte]; None without, or where nothing is below.
     """
 
     trained: tuple[str, ...]
@@ -38,6 +40,15 @@ class PlannedPhase:
     start: float | None
     time: float | None
     memory: int
+    cached: tuple[float, int] | None = None
+
+
+def _cached(
+    costs: BlockCosts | None, names: Sequence[str], trained: Collection[str], num_samples: int | None
+) -> tuple[float, int] | None:
+    if costs is None or num_samples is None or not (num_bytes := costs.cached_bytes(names, trained)):
+        return None
+    return costs.relative_time(names, trained, cached=True), num_bytes * num_samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +80,7 @@ class FineTuningPlan:
         steps_per_epoch: float = inf,
         optimizer_states: int = ADAM_STATES,
         thaw_frozen: bool = False,
+        cached_samples: int | None = None,
     ) -> "FineTuningPlan":
         """Work out the plan of a schedule.
 
@@ -82,6 +94,7 @@ class FineTuningPlan:
             steps_per_epoch: Optimizer steps an epoch.
             optimizer_states: Values that the optimizer keeps for each trained one: 2 for Adam's kind.
             thaw_frozen: Whether parameters that do not require gradients are trained with their block.
+            cached_samples: Training samples whose frozen blocks FrozenPrefixCache runs once; None without it.
 
         Raises:
             ValueError: If the schedule or the blocks do not fit the module.
@@ -109,6 +122,7 @@ class FineTuningPlan:
                     start,
                     costs.relative_time(block_map.names, trained) if costs else None,
                     memory + (costs.kept_bytes(block_map.names, trained) if costs else 0),
+                    _cached(costs, block_map.names, trained, cached_samples),
                 )
             )
         ever = {name for phase in phases for name in phase.trained}
@@ -116,7 +130,11 @@ class FineTuningPlan:
 
     def rows(self) -> list[tuple[str, ...]]:
         """Return the table: a row of titles, then one a phase."""
-        rows = [("phase", "trains", "parameters", "lr at the peak", "begins", "ends", "time", "memory")]
+        rows: list[tuple[str, ...]] = [
+            ("phase", "trains", "parameters", "lr at the peak", "begins", "ends", "time", "memory")
+        ]
+        if cached := any(phase.cached for phase in self.phases):
+            rows[0] += ("cached",)
         for number, phase in enumerate(self.phases):
             low, high = phase.lrs or (None, None)
             rate = "" if low is None else f"{low:.2g}" if low == high else f"{low:.2g} to {high:.2g}"
@@ -132,6 +150,9 @@ class FineTuningPlan:
                     f"{phase.memory / 1e6:,.0f} MB",
                 )
             )
+            if cached:
+                time, num_bytes = phase.cached or (None, 0)
+                rows[-1] += ("" if time is None else f"{time:.0%}, {num_bytes / 1e6:,.0f} MB",)
         return rows
 
     def notes(self) -> list[str]:
@@ -143,6 +164,8 @@ class FineTuningPlan:
             notes.append("time: operations of a step over those of one that trains all; memory: with one batch")
         else:
             notes.append("time: not counted for this module; memory: without activations")
+        if any(phase.cached for phase in self.phases):
+            notes.append("cached: time once the outputs of the frozen blocks are kept, and about what they take")
         return notes
 
     def __str__(self) -> str:

@@ -52,6 +52,8 @@ class FrozenPrefixCache(BlockCallback):
     Source: Liu et al. 2021, AutoFreeze, arXiv:2102.01386, section 4.
     """
 
+    keeps_prefixes = True  # which the plan asks for
+
     def __init__(
         self,
         *,
