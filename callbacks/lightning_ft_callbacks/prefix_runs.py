@@ -50,6 +50,7 @@ def run_prefix(network: nn.Module, inputs: Mapping[str, Tensor], block: str, unr
     Raises:
         ValueError: If there is no such block, nothing is below it, or what is below it is random in this mode.
     """
+    inputs = dict(inputs)
     samples = Samples.of_mask(range(len(next(iter(inputs.values())))), mask_of(inputs))
     cut = _cut(network, inputs, samples, block)
     capturing = CapturingPass(cut, samples, stop=True)

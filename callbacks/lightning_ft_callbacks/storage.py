@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-SEGMENT_BYTES = 64 * 2**20
+SMALLEST_SEGMENT, LARGEST_SEGMENT = 2**20, 64 * 2**20  # [byte]; each is twice as large as the one before
 ALIGNMENT = 64  # [byte], so that any type can be read in place
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -77,7 +78,8 @@ class Storage:
         """
         segment = self._segments.get(self._key(self._number))
         if segment is None or self._end + num_bytes > len(segment):
-            segment = self._new_segment(max(SEGMENT_BYTES, num_bytes))
+            usual = min(LARGEST_SEGMENT, SMALLEST_SEGMENT * 2**self._number)
+            segment = self._new_segment(max(usual, num_bytes))
         offset = self._end
         self._end = -(-(offset + num_bytes) // ALIGNMENT) * ALIGNMENT
         return self._key(self._number), offset, segment[offset : offset + num_bytes]
@@ -123,7 +125,8 @@ class Storage:
                 # room that is found missing only when a mapped page is written would end the process
                 os.posix_fallocate(file.fileno(), 0, num_bytes)
         except OSError as error:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
             raise StorageFullError(f"{path.parent}: {error.strerror}") from error
         return _mapped(path, num_bytes)
 

@@ -23,6 +23,27 @@ def test_the_backward_pass_ends_at_the_lowest_trained_block(trained: str, operat
     assert COSTS.relative_time(["a", "b", "c", "d"], trained.split()) == pytest.approx(operations / 180)
 
 
+@pytest.mark.parametrize(("trained", "operations"), [("a b c d", 180), ("d", 0), ("c d", 60), ("b d", 50 + 50 + 20)])
+def test_with_a_cache_what_lies_below_does_not_run(trained: str, operations: int) -> None:
+    assert COSTS.relative_time(["a", "b", "c", "d"], trained.split(), cached=True) == pytest.approx(operations / 180)
+
+
+def test_the_plan_says_what_a_cache_holds_and_saves() -> None:
+    module = Net()
+    costs = count_costs(BlockMap.of(module), lambda: module(torch.zeros(5, 6)), num_samples=5)
+    assert costs.input_bytes == {"layers.0": 24, "layers.1": 24, "layers.2": 24, "head": 24}
+    schedule = [Phase(["head"], epochs=2), Phase(["*"])]
+    plan = FineTuningPlan.of(module, schedule, costs=costs, cached_samples=1_000_000)
+    first, second = plan.phases
+    assert first.cached is not None
+    assert first.cached[0] < (first.time or 0)
+    assert first.cached[1] == 24_000_000
+    assert second.cached is None
+    assert "24 MB" in str(plan)
+    assert "cached: " in str(plan)
+    assert "cached" not in str(FineTuningPlan.of(module, schedule, costs=costs))
+
+
 def test_activations_are_kept_from_the_lowest_trained_block_on() -> None:
     assert COSTS.kept_bytes(["a", "b", "c", "d"], ["c"]) == 12
 

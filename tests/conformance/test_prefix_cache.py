@@ -146,9 +146,9 @@ def test_beyond_the_memory_it_goes_to_files_that_are_gone_afterwards(tmp_path: P
 
 @pytest.fixture
 def full_disk() -> Iterator[None]:
-    """Let this process write no file of more than a megabyte."""
+    """Let this process write no file of more than half a megabyte."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**19, hard))
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
