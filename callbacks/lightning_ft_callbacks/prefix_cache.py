@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_ft_callbacks.batch_inputs import mask_of
 from lightning_ft_callbacks.block_callback import BlockCallback
@@ -91,7 +92,10 @@ class FrozenPrefixCache(BlockCallback):
         if stage != "fit":
             return
         self._trainer = trainer
-        unread = bool(getattr(pl_module, "prefix_inputs", ()))
+        hooks = ("on_before_batch_transfer", "on_after_batch_transfer")
+        owners = [owner for owner in (pl_module, getattr(trainer, "datamodule", None)) if owner is not None]
+        changed = any(is_overridden(hook, owner) for hook in hooks for owner in owners)
+        unread = bool(getattr(pl_module, "prefix_inputs", ())) and not changed
         for kind, source in _sources(trainer):
             given = type(source).dataloader
             mode = "max_size_cycle" if kind == "train" else "sequential"
@@ -245,9 +249,9 @@ class FrozenPrefixCache(BlockCallback):
             if block not in part.considered:
                 part.considered.add(block)
                 self._learn(trainer, module, step, frontier)
-            part.begin(step.batch, step.ids, frontier, module.device)
+            part.begin(step.batch, step.ids, frontier, module.device, unread=step.unread)
         except CannotCacheError as error:
-            part.stop()
+            part.close()
             self._refuse(trainer, step, block, str(error))
 
     def _learn(self, trainer: Trainer, module: LightningModule, step: "_Step", frontier: int) -> None:
@@ -332,8 +336,10 @@ class FrozenPrefixCache(BlockCallback):
         kind, number = place
         loaders = self._loaders(trainer, kind)
         identified = loaders.identified(number) if isinstance(loaders, IdentifiedLoaders) else None
-        if place in self._parts and (known := self._parts[place]) is not None and known.loader is identified:
-            return known
+        if place in self._parts and (known := self._parts[place]) is not None:
+            if known.loader is identified:
+                return known
+            known.close()  # the loaders are others now
         if place in self._parts and self._parts[place] is None:
             return None
         name = {"train": "training", "val": "validation"}[kind] + (f" {number}" if number else "")

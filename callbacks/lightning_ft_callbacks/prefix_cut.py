@@ -38,24 +38,36 @@ class PrefixCut:
         self.crossings: list[Crossing] = []
         self.shapes: list[SampleShape] = []
         self.placeholders: dict[int, Placeholder] = {}
+        self._sensitive = [part for module in self.lower for part in module.modules() if _changes_in_training(part)]
 
     def check(self) -> None:
-        """Make sure that nothing in the prefix is random or changes with what it sees.
+        """Make sure that nothing in the prefix is random or changes with what it sees, and no hook would be missed.
 
         Raises:
             CannotCacheError: If something is, with what to change.
         """
+        self.check_modes()
         for module in self.lower:
             for name, part in module.named_modules():
-                place = f"{type(part).__name__} {name!r} below {self.block}"
-                moves = isinstance(part, nn.modules.batchnorm._NormBase) and part.track_running_stats
-                if part.training and (moves or (isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0)):
-                    raise CannotCacheError(
-                        f"{place} is in train mode; freeze it with GradualUnfreezing, or call eval()"
-                    )
                 hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
                 if strange := [hook for hook in hooks if not _is_known(hook)]:
-                    raise CannotCacheError(f"{place} has a hook, {strange[0]}, which would not be called; remove it")
+                    raise CannotCacheError(
+                        f"{type(part).__name__} {name!r} below {self.block} has a hook, {strange[0]}, which would not "
+                        "be called; remove it"
+                    )
+
+    def check_modes(self) -> None:
+        """Make sure that no dropout and no norm with statistics is in train mode.
+
+        Raises:
+            CannotCacheError: If one is, with what to change.
+        """
+        for part in self._sensitive:
+            if part.training:
+                raise CannotCacheError(
+                    f"{type(part).__name__} below {self.block} is in train mode; freeze it with GradualUnfreezing, or "
+                    "call eval()"
+                )
 
 
 class Placeholder:
@@ -139,6 +151,12 @@ def _sides(block_map: BlockMap, block: str) -> tuple[list[nn.Module], list[nn.Mo
 
     divide(block_map.root)
     return list(dict.fromkeys(lower)), list(dict.fromkeys(upper))
+
+
+def _changes_in_training(module: nn.Module) -> bool:
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return module.track_running_stats
+    return isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
 
 
 def _is_known(hook: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch.utils._pytree import tree_leaves
@@ -15,6 +16,12 @@ from lightning_ft_callbacks.prefix_passes import CapturingPass, PrefixPass, Repl
 from lightning_ft_callbacks.prefix_watch import PrefixWatch, Step
 from lightning_ft_callbacks.sample_shapes import CannotCacheError, Samples
 from lightning_ft_callbacks.sample_store import SampleStore
+
+EVERY = 8  # samples of a batch, one of which is compared when it comes again
+ANOTHER = (
+    "{} gives another sample for the same number each time; turn random augmentation off, or give views=K to keep each "
+    "image in K augmented views"
+)
 
 
 class PrefixPart:
@@ -60,6 +67,7 @@ class PrefixPart:
         self._zeros = Zeros()
         self._passes: list[PrefixPass] = []
         self._step: tuple[Any, Samples] | None = None
+        self._seen: dict[int, int] = {}
 
     def numbers(self, ids: Sequence[int]) -> tuple[int, ...]:
         """Return the numbers under which samples are kept in this epoch."""
@@ -138,7 +146,7 @@ class PrefixPart:
         """Tell whether the prefix of some samples is kept."""
         return self._serving(self.numbers(ids), frontier) is not None
 
-    def begin(self, batch: Any, ids: Sequence[int], frontier: int, device: torch.device) -> None:
+    def begin(self, batch: Any, ids: Sequence[int], frontier: int, device: torch.device, *, unread: bool) -> None:
         """Begin a step: pass over the prefix if its outputs are there, and keep those that are not.
 
         Args:
@@ -146,6 +154,10 @@ class PrefixPart:
             ids: Its samples.
             frontier: The position of the lowest trained block.
             device: The module's device.
+            unread: Whether the batch was made without reading data.
+
+        Raises:
+            CannotCacheError: If the samples are not what they were, with what to change.
         """
         numbers = self.numbers(ids)
         samples = Samples.of_mask(numbers, mask_of(batch))
@@ -153,11 +165,16 @@ class PrefixPart:
         line = -1
         if serving is not None:
             line = self._order[serving]
+            self._cuts[serving].check_modes()
+            if samples.lengths not in (None, self._stores[serving].lengths(numbers)):
+                raise CannotCacheError(ANOTHER.format(type(self.loader.loader.dataset).__name__))
             kept = [tensor.to(device, non_blocking=True) for tensor in self._stores[serving].get(samples)]
             self._passes.append(ReplayingPass(self._cuts[serving], samples, kept, self._zeros))
         for block, store in self._stores.items():
             if line < self._order[block] <= frontier and not self.full and not store.holds(numbers):
                 self._passes.append(CapturingPass(self._cuts[block], samples))
+        if not unread:
+            self._compare(batch, samples)
         self._step = batch, samples
         for one in self._passes:
             one.attach()
@@ -219,6 +236,7 @@ class PrefixPart:
         for block in list(self._stores):
             self.drop(block)
         self._inputs = None
+        self._seen = {}
 
     @property
     def share_held(self) -> float | None:
@@ -247,10 +265,15 @@ class PrefixPart:
                 epoch.sub_(1)
         one, other = tree_leaves(first), tree_leaves(second)
         if len(one) != len(other) or not all(map(_equal, one, other)):
-            raise CannotCacheError(
-                f"{type(dataset).__name__} gives another sample for the same number each time; turn random "
-                "augmentation off, or give views=K to keep each image in K augmented views"
-            )
+            raise CannotCacheError(ANOTHER.format(type(dataset).__name__))
+
+    def _compare(self, batch: Any, samples: Samples) -> None:
+        """Compare some samples with what they were the first time, augmentation on the device included."""
+        for row, number in enumerate(samples.ids):
+            if row % EVERY == 0 or number in self._seen:
+                found = _row(batch, samples, row)
+                if self._seen.setdefault(number, found) != found:
+                    raise CannotCacheError(ANOTHER.format("the data"))
 
     def _serving(self, numbers: Sequence[int], frontier: int) -> str | None:
         able = [b for b, store in self._stores.items() if self._order[b] <= frontier and store.holds(numbers)]
@@ -265,6 +288,20 @@ class PrefixPart:
             )
         except CannotCacheError:
             return None  # batches are then read as ever
+
+
+def _row(batch: Any, samples: Samples, row: int) -> int:
+    """Return a checksum of a sample's part of a batch, without padding."""
+    value = 0
+    for leaf in tree_leaves(batch):
+        if not isinstance(leaf, torch.Tensor) or leaf.ndim == 0 or len(leaf) != len(samples.ids):
+            continue
+        part = leaf[row]
+        if samples.lengths is not None and part.ndim and len(part) == samples.num_tokens:
+            part = part[samples.place(row)]
+        data = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        value = crc32(data.numpy().data, value)
+    return value
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -337,6 +337,22 @@ def test_what_is_read_beside_the_upper_blocks_is_kept_or_refused() -> None:
     )
 
 
+class AugmentsOnDevice(Foreign):
+    """Augments batches where nobody but Lightning sees it."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ARG002
+        if not self.trainer.training:
+            return batch
+        return [batch[0] + torch.randn_like(batch[0]) * 0.1, batch[1]]
+
+
+def test_augmentation_on_the_device_is_noticed_before_anything_is_used() -> None:
+    without = fit(AugmentsOnDevice("timm resnet"), loaders=named_loaders())
+    with pytest.warns(UserWarning, match="gives another sample for the same number"):
+        cached = fit(AugmentsOnDevice("timm resnet"), FrozenPrefixCache(), loaders=named_loaders())
+    cached.same_as(without)
+
+
 def test_padded_texts_without_a_mask_are_refused() -> None:
     class Unmasked(Foreign):
         def states(self, batch: Any) -> Tensor:
