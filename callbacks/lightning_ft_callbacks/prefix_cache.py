@@ -252,6 +252,8 @@ class FrozenPrefixCache(BlockCallback):
             part.begin(step.batch, step.ids, frontier, module.device, unread=step.unread)
         except CannotCacheError as error:
             part.close()
+            if step.unread:
+                self._read(trainer, module, step)
             self._refuse(trainer, step, block, str(error))
 
     def _learn(self, trainer: Trainer, module: LightningModule, step: "_Step", frontier: int) -> None:
@@ -359,6 +361,7 @@ class FrozenPrefixCache(BlockCallback):
             unread=frozenset(getattr(module, "prefix_inputs", ())),
             folder=self._folder,
             dtype=DTYPES[self.dtype],
+            active=lambda: self in trainer.callbacks,  # type: ignore[attr-defined] # not so in a range test
         )
         self._parts[place] = part
         return part

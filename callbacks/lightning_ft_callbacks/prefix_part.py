@@ -34,6 +34,7 @@ class PrefixPart:
         unread: Names of what only the backbone's prefix reads of a batch; empty if that is not known.
         folder: Where stores are made.
         dtype: The type that floating-point numbers are kept in; None for their own.
+        active: Asked whether a run is of the batch that was begun.
 
     Attributes:
         considered: Lowest trained blocks for which it was decided whether to keep anything.
@@ -49,6 +50,7 @@ class PrefixPart:
         unread: Collection[str],
         folder: StoreFolder,
         dtype: torch.dtype | None,
+        active: Callable[[], bool],
     ) -> None:
         self.name = name
         self.loader = loader
@@ -61,6 +63,7 @@ class PrefixPart:
         self._unread = unread
         self._folder = folder
         self._dtype = dtype
+        self._active = active
         self._cuts: dict[str, PrefixCut] = {}
         self._stores: dict[str, SampleStore] = {}
         self._inputs: BatchInputs | None = None
@@ -159,6 +162,8 @@ class PrefixPart:
         Raises:
             CannotCacheError: If the samples are not what they were, with what to change.
         """
+        if not self._stores:
+            return
         numbers = self.numbers(ids)
         samples = Samples.of_mask(numbers, mask_of(batch))
         serving = self._serving(numbers, frontier)
@@ -177,6 +182,7 @@ class PrefixPart:
             self._compare(batch, samples)
         self._step = batch, samples
         for one in self._passes:
+            one.active = self._active
             one.attach()
 
     def begin_anew(self) -> None:

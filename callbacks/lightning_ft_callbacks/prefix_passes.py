@@ -22,11 +22,15 @@ class PrefixPass:
     Args:
         cut: The cut.
         samples: The samples of the batch.
+
+    Attributes:
+        active: Asked whether the run is of this batch; a range test runs others while hooks are attached.
     """
 
     def __init__(self, cut: PrefixCut, samples: Samples) -> None:
         self.cut = cut
         self.samples = samples
+        self.active: Callable[[], bool] = lambda: True
         self._handles: list[RemovableHandle] = []
         self.begin_anew()
 
@@ -61,6 +65,8 @@ class PrefixPass:
         return self.lower_call - 1
 
     def _before_upper(self, module: nn.Module, args: Any, kwargs: Any) -> Any:  # noqa: ARG002
+        if not self.active():
+            return None
         leaves, spec = flatten((args, kwargs))
         call, self.call = self.call, self.call + 1
         changed = self.crossing(call, leaves)
@@ -115,7 +121,7 @@ class CapturingPass(PrefixPass):
             raise ReachedError
 
     def _after_lower(self, module: nn.Module, args: Any, output: Any) -> None:  # noqa: ARG002
-        if self.crossed:
+        if self.crossed or not self.active():
             return
         key = self.next_lower_call()
         self.after_lower(key, flatten(output)[0])
@@ -173,7 +179,7 @@ class ReplayingPass(PrefixPass):
         real = before or module.forward
 
         def forward(*args: Any, **kwargs: Any) -> Any:
-            if self.crossed:  # shared by both sides: tied weights
+            if self.crossed or not self.active():  # crossed: shared by both sides, tied weights
                 return real(*args, **kwargs)
             call = self.next_lower_call()
             placeholder = self.cut.placeholders.get(call)

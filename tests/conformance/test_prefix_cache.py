@@ -13,7 +13,7 @@ from prefix_nets import CASES, Foreign, fit, images, pad, texts, upper_half
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lightning_ft_callbacks import FrozenPrefixCache
+from lightning_ft_callbacks import FrozenPrefixCache, LRFinder
 
 TRIES = 2  # whole runs of a step before anything is kept: one, and one of a smaller batch
 HEAD = [{"train": ["head"]}]
@@ -80,6 +80,19 @@ def test_a_phase_that_changes_in_mid_epoch_is_right() -> None:
         callbacks: list[Callback] = [Callback(), Callback()]
         callbacks[order] = FrozenPrefixCache()
         fit(Foreign("bert"), *callbacks, schedule=schedule, epochs=4).same_as(without)
+
+
+def test_learning_rates_are_tested_as_without_it() -> None:
+    schedule = [{"train": ["head"], "epochs": 2}, {"train": ["body.encoder.layer.3", "head"]}]
+    found = []
+    runs = []
+    for callbacks in ([], [FrozenPrefixCache()]):
+        finder = LRFinder(num_steps=30, min_lr=1e-4, each_phase=True, apply=False)
+        runs.append(fit(Foreign("bert"), *callbacks, finder, schedule=schedule, epochs=4))
+        assert finder.curve is not None
+        found.append(finder.curve.raw)
+    runs[1].same_as(runs[0])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
 
 
 def test_with_accumulation_and_clipping_it_is_right() -> None:
