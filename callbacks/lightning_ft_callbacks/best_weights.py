@@ -57,5 +57,6 @@ class BestWeights:
         thawed = {module for module, block in self._block_map.module_owners() if block in trained}
         for path, module in self._block_map.root.named_modules():
             if module in thawed:
-                tensors |= {f"{path}.{name}": buffer for name, buffer in module.named_buffers(recurse=False)}
+                prefix = f"{path}." if path else ""
+                tensors |= {f"{prefix}{name}": buffer for name, buffer in module.named_buffers(recurse=False)}
         return tensors

@@ -30,6 +30,8 @@ class BlockCallback(Callback):
         self.blocks = blocks
         self.block_map: BlockMap | None = None
         self._rates: list[BlockRates] = []
+        self._shared_rates: list[BlockRates] = []  # the first callback's
+        self._last_rates: list[Any] = []
         self._restored_rates: list[Any] | None = None
         self.at_full_rate = False
 
@@ -65,6 +67,7 @@ class BlockCallback(Callback):
                 treat blocks differently.
         """
         check_strategy(trainer, type(self).__name__)
+        self._last_rates = []
         if _leader(trainer) is not self:
             return
         callbacks = _all(trainer)
@@ -87,6 +90,8 @@ class BlockCallback(Callback):
             rates.load_state_dict(state)
         for rates in self._rates:
             rates.attach()
+        for callback in callbacks:
+            callback._shared_rates = self._rates
 
     def peak_rates(self, trainer: Trainer) -> dict[str, float]:
         """Return each block's highest learning rate, at the peak of the schedule, of blocks that an optimizer holds."""
@@ -152,18 +157,22 @@ class BlockCallback(Callback):
         self._detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what optimizers keep for single blocks."""
-        states = [rates.state_dict() for rates in self._rates]
+        """Return what optimizers keep for single blocks, after a fit what they kept at its end."""
+        states = [rates.state_dict() for rates in self._rates] or self._last_rates
         return {"rates": states} if any(states) else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what ``state_dict`` returned."""
+        """Take what ``state_dict`` returned, before ``on_fit_start`` or, under FSDP2, after it."""
         self._restored_rates = state_dict.get("rates")
+        for rates, state in zip(self._shared_rates, self._restored_rates or [], strict=False):
+            rates.load_state_dict(state)
 
     def _detach(self) -> None:
         for rates in self._rates:
             rates.detach()
-        self._rates = []
+        if self._rates:
+            self._last_rates = [rates.state_dict() for rates in self._rates]
+        self._rates, self._shared_rates = [], []
         self._restored_rates = None
 
 

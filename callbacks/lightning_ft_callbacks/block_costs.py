@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import Tensor, UntypedStorage
+from torch import Tensor, UntypedStorage, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.flop_counter import FlopCounterMode
@@ -112,13 +112,10 @@ def count_costs(block_map: BlockMap, run: Callable[[], Any], num_samples: int = 
             seen[key] = ref(storage, lambda _: seen.pop(key, None))
             kept[entered[0][0]] += storage.nbytes()
 
-    modules = dict(block_map.root.named_modules())
     handles = []
-    for block in block_map:
-        for path in block.paths:
-            if path in modules:
-                handles.append(modules[path].register_forward_pre_hook(enter(block.name), with_kwargs=True))
-                handles.append(modules[path].register_forward_hook(leave))
+    for module, name in _entrances(block_map):
+        handles.append(module.register_forward_pre_hook(enter(name), with_kwargs=True))
+        handles.append(module.register_forward_hook(leave))
     try:
         with torch.enable_grad(), counter, torch.autograd.graph.saved_tensors_hooks(keep, _no_backward):
             run()
@@ -127,6 +124,35 @@ def count_costs(block_map: BlockMap, run: Callable[[], Any], num_samples: int = 
             handle.remove()
     total = counter.get_total_flops()
     return BlockCosts(operations, kept, total - sum(operations.values()), read)
+
+
+def _entrances(block_map: BlockMap) -> list[tuple[nn.Module, str]]:
+    """Return the modules whose calls are those of a block: the listed ones, and those around listed parameters.
+
+    Around a parameter it is the outermost module whose parameters are all of the block. One without children counts
+    for the lowest of several blocks that share it; a larger one is no single block's.
+    """
+    modules = dict(block_map.root.named_modules())
+    owners = block_map.owners()
+    found: dict[nn.Module, str] = {}
+    for block in block_map:
+
+        def is_whole(path: str, name: str = block.name) -> bool:
+            return {owners[id(parameter)] for parameter in modules[path].parameters()} == {name}
+
+        for path in block.paths:
+            if path in modules:
+                found[modules[path]] = block.name
+                continue
+            around = path.rpartition(".")[0]
+            if not is_whole(around):
+                if any(True for _ in modules[around].children()):
+                    continue
+            else:
+                while around and is_whole(around.rpartition(".")[0]):
+                    around = around.rpartition(".")[0]
+            found.setdefault(modules[around], block.name)
+    return list(found.items())
 
 
 def _no_backward(_: None) -> Tensor:

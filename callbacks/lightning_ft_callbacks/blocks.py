@@ -120,8 +120,9 @@ class BlockMap(Sequence[Block]):
     def modules(self, name: str) -> list[nn.Module]:
         """Return the modules of a block as they are now.
 
-        A module without parameters that no block's path covers (a dropout, a pooling) belongs to the block that comes
-        after it, which reads it; the last ones to the last block.
+        A module that no block's path covers belongs to the blocks of all parameters in it; the root to none. One without parameters (a
+        dropout, a pooling) belongs to the block that it is within; between blocks, to the one that comes after it,
+        which reads it; the last ones to the last block.
         """
         return [module for module, owner in self.module_owners() if owner == name]
 
@@ -146,20 +147,24 @@ class BlockMap(Sequence[Block]):
         return f"BlockMap({', '.join(self.names)})"
 
     def module_owners(self) -> list[tuple[nn.Module, str]]:
-        """Return each module below a block or without parameters, with the name of its block (see ``modules``)."""
+        """Return each module with the name of its block (see ``modules``), once for each block that it is in."""
         by_path = {path: block.name for block in self for path in block.paths}
-        order = {name: position for position, name in enumerate(self.names)}
-        owned: list[tuple[nn.Module, str | None]] = []
+        owners = self.owners()
+        found: dict[str, tuple[nn.Module, list[str]]] = {}
         for path, module in self.root.named_modules():
-            owner = next((by_path[prefix] for prefix in _prefixes(path) if prefix in by_path), None)
-            if owner is not None or next(module.parameters(), None) is None:
-                owned.append((module, owner))
+            if listed := next((by_path[prefix] for prefix in _prefixes(path) if prefix in by_path), None):
+                found[path] = (module, [listed])
+                continue
+            inside = {owners[id(parameter)] for parameter in module.parameters() if id(parameter) in owners}
+            above = found[path.rpartition(".")[0]][1] if path else []
+            found[path] = (module, [n for n in self.names if n in inside] or (above if len(above) == 1 else []))
         # backwards, so that what has no owner takes that of the module after it
-        following = max(self.names, key=order.__getitem__)
+        following = self.names[-1]
         resolved: list[tuple[nn.Module, str]] = []
-        for module, owner in reversed(owned):
-            following = owner or following
-            resolved.append((module, following))
+        for module, names in reversed(found.values()):
+            following = names[0] if len(names) == 1 else following
+            if module is not self.root:
+                resolved += [(module, name) for name in reversed(names or [following])]
         return resolved[::-1]
 
 

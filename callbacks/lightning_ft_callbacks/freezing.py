@@ -1,6 +1,6 @@
 """Freezer: which blocks of a module are trained now, and that the others are left alone."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,10 @@ class Freezer:
         self.block_map = block_map
         self._optimizers = optimizers
         self._thaw_frozen = thaw_frozen
-        self._found_flags = {name: parameter.requires_grad for name, parameter in block_map.root.named_parameters()}
+        # by all names of a tied parameter, of which the blocks know another than the module
+        self._found_flags = {
+            name: parameter.requires_grad for name, parameter in block_map.root.named_parameters(remove_duplicate=False)
+        }
         self._found_modes = {module: module.training for module in block_map.root.modules()}
         self._frozen: list[nn.Module] = []
         self._statistics: list[_Statistic] = []
@@ -63,35 +66,54 @@ class Freezer:
         changed = False
         trained: set[str] = set()
         for block in self.block_map:
+            learning = {name for name, _ in self._to_be_trained(block.name)} if block.name in blocks else set()
+            if learning:
+                trained.add(block.name)
             for name, parameter in self.block_map.named_parameters(block.name):
-                found = self._found_flags[name]
-                wanted = block.name in blocks and (found or (self._thaw_frozen and _can_learn(parameter)))
-                if wanted:
-                    trained.add(block.name)
+                wanted = name in learning
                 if parameter.requires_grad != wanted:
                     parameter.requires_grad_(wanted)
                     changed = True
                 if not wanted:
                     parameter.grad = None
-                    for optimizer in self._optimizers:
-                        optimizer.state.pop(parameter, None)
+        self.drop_states()
         self._set_modes(trained)
         return changed
 
-    def check_held(self, blocks: Collection[str]) -> None:
-        """Make sure that an optimizer holds something of each block that is to be trained.
+    def drop_states(self) -> None:
+        """Let go of what optimizers keep for frozen parameters."""
+        for parameter in self.block_map.root.parameters():
+            if not parameter.requires_grad:
+                for optimizer in self._optimizers:
+                    optimizer.state.pop(parameter, None)
+
+    def check_trainable(self, phases: Sequence[Collection[str]]) -> None:
+        """Make sure that each phase trains something.
 
         Raises:
-            ValueError: If none does, with the remedy.
+            ValueError: If all parameters of one's blocks were frozen before.
+        """
+        for number, blocks in enumerate(phases):
+            if not any(self._to_be_trained(name) for name in blocks):
+                raise ValueError(
+                    f"phase {number} trains {', '.join(blocks)}, whose parameters were all frozen before fit; "
+                    "thaw_frozen=True thaws them too"
+                )
+
+    def check_held(self, blocks: Collection[str]) -> None:
+        """Make sure that an optimizer holds everything that is to be trained.
+
+        Raises:
+            ValueError: If none does, with the first parameter that none holds, and the remedy.
         """
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
         held = {id(parameter) for group in groups for parameter in group["params"]}
-        for name in blocks:
-            parameters = [p for p in self.block_map.parameters(name) if p.requires_grad or self._thaw_frozen]
-            if parameters and not any(id(parameter) in held for parameter in parameters):
+        for block in blocks:
+            left_out = [path for path, parameter in self._to_be_trained(block) if id(parameter) not in held]
+            if left_out:
                 raise ValueError(
-                    f"{name} is to be trained, but no optimizer holds its parameters; give configure_optimizers all "
-                    "of them, frozen ones too (self.parameters())"
+                    f"{block} is to be trained, but no optimizer holds {left_out[0]}; give configure_optimizers all "
+                    "parameters, frozen ones too (self.parameters())"
                 )
 
     def may_change(self, blocks: Collection[str]) -> set[str]:
@@ -105,7 +127,7 @@ class Freezer:
             for name, _ in module.named_buffers(recurse=False)
         }
         for block in blocks:
-            names |= {n for n, _ in self.block_map.named_parameters(block) if self._found_flags[n] or self._thaw_frozen}
+            names |= {name for name, _ in self._to_be_trained(block)}
         return names
 
     @property
@@ -128,6 +150,11 @@ class Freezer:
         for module, training in self._found_modes.items():
             module.training = training
         self._frozen, self._statistics = [], []
+
+    def _to_be_trained(self, block: str) -> list[tuple[str, nn.Parameter]]:
+        """Return the parameters of a block that are trained with it, with their names."""
+        named = self.block_map.named_parameters(block)
+        return [(n, p) for n, p in named if self._found_flags[n] or (self._thaw_frozen and _can_learn(p))]
 
     def _set_modes(self, trained: Collection[str]) -> None:
         owned = self.block_map.module_owners()

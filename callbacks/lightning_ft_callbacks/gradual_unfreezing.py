@@ -132,11 +132,17 @@ class GradualUnfreezing(BlockCallback):
         if self._freezer.found_training:
             # Lightning's hint is meant for modules that somebody forgot in eval mode, and there is none
             warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
+        self._freezer.check_trainable(self._trained)
         self._freezer.check_held(dict.fromkeys(name for names in self._trained for name in names))
         self._averages = WeightAverages(trainer, lambda name: name not in self._changing)
         allow_recompiles(len(self._schedule.phases))
         self._show_plan(trainer, pl_module)
         self._apply(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Let go of optimizer state of frozen parameters that a checkpoint of another schedule, or of none, had."""
+        assert self._freezer is not None
+        self._freezer.drop_states()
 
     def on_train_batch_start(
         self,
@@ -231,9 +237,12 @@ class GradualUnfreezing(BlockCallback):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take what ``state_dict`` returned; the next fit goes on from there."""
+        """Take what ``state_dict`` returned; the next fit goes on from there, or under FSDP2 the one that has begun."""
         super().load_state_dict(state_dict)
         self._restored = state_dict if "progress" in state_dict else None
+        if self._restored is not None and self._freezer is not None and (trainer := self._trainer) is not None:
+            self._go_on(trainer)
+            self._apply(trainer, trainer.lightning_module)
 
     def _show_plan(self, trainer: Trainer, module: LightningModule) -> None:
         """Print what each phase will train; costs are counted on all ranks, because a step may wait for the others."""
@@ -275,11 +284,6 @@ class GradualUnfreezing(BlockCallback):
             rebuild(trainer)
         until_now = {name for names in self._trained[: self.phase + 1] for name in names}
         self._changing = self._freezer.may_change(until_now)
-        if not any(parameter.requires_grad for parameter in module.parameters()):
-            raise ValueError(
-                f"phase {self.phase} trains {', '.join(self.trained_blocks)}, whose parameters were all frozen before "
-                "fit; thaw_frozen=True thaws them too"
-            )
         self._watch.begin()
         for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
             if callable(told := getattr(callback, "on_phase_start", None)):

@@ -55,6 +55,30 @@ def test_operations_are_those_of_the_matrix_products() -> None:
     assert costs.other == 0
 
 
+def test_operations_are_found_in_blocks_of_parameters_too() -> None:
+    module = Net(norm=False)
+    names = [name for name, _ in module.named_parameters()]
+    parts = ("layers.0", "layers.1", "layers.2", "head")
+    by_parameters = {part: [name for name in names if name.startswith(part)] for part in parts}
+    costs = [
+        count_costs(BlockMap.of(module, blocks), lambda: module(torch.zeros(5, 6)), num_samples=5)
+        for blocks in (parts, by_parameters)
+    ]
+    assert costs[0] == costs[1]
+    assert costs[0].other == 0
+
+
+def test_operations_of_a_leaf_that_two_blocks_share_are_the_lowers_and_of_a_larger_module_nobodys() -> None:
+    attention = nn.MultiheadAttention(4, 1)
+    module = nn.Sequential(nn.Linear(4, 4), attention)
+    blocks = {"low": ["0.weight"], "high": ["0.bias", "1.in_proj_weight"], "top": ["1.in_proj_bias", "1.out_proj"]}
+    value = torch.zeros(3, 4)
+    costs = count_costs(BlockMap.of(module, blocks), lambda: attention(*[module[0](value)] * 3))
+    assert costs.operations["low"] == 2 * 3 * 4 * 4
+    assert costs.operations["high"] == 0
+    assert costs.other > 0
+
+
 def test_the_plan_says_what_each_phase_trains() -> None:
     module = Net()
     schedule = [Phase(["head"], epochs=2), Phase(["layers.[12]", "head"], steps=6)]

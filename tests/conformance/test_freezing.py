@@ -11,6 +11,8 @@ from torch import nn
 from torch.optim import SGD
 
 from lightning_ft_callbacks import BlockMap, DiscriminativeLR, GradualUnfreezing
+from lightning_ft_callbacks.best_weights import BestWeights
+from lightning_ft_callbacks.freezing import Freezer
 
 HEAD_ONLY = [{"train": ["head"]}]
 
@@ -30,6 +32,71 @@ def test_frozen_blocks_are_bitwise_unchanged(with_validation: bool) -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert {id(p) for p in fit.optimizers[0].state} == {id(p) for p in module.head.parameters()}
     assert all(parameter.grad is None for parameter in module.layers.parameters())
+
+
+def by_parameters(module: nn.Module) -> dict[str, list[str]]:
+    """Return the blocks of layers and head as lists of parameters, without the modules that hold them."""
+    names = [name for name, _ in module.named_parameters()]
+    return {part: [name for name in names if name.startswith(part)] for part in ("layers", "head")}
+
+
+FTS = "0: {params: ['head.*']}"
+
+
+@pytest.mark.parametrize("blocks", ["found", "parameters", "finetuning-scheduler's"])
+def test_norms_and_dropout_of_frozen_blocks_are_in_eval_mode_however_blocks_are_given(
+    blocks: str, tmp_path: Path
+) -> None:
+    module = Net(dropout=0.5)
+    (tmp_path / "fts.yaml").write_text(FTS)
+    callback = {
+        "found": lambda: GradualUnfreezing(HEAD_ONLY),
+        "parameters": lambda: GradualUnfreezing(HEAD_ONLY, blocks=by_parameters(module)),
+        "finetuning-scheduler's": lambda: GradualUnfreezing(str(tmp_path / "fts.yaml")),
+    }[blocks]()
+    before = frozen_part(module)
+    modes = Seen(lambda *_: {part.training for layer in module.layers for part in layer.modules()})
+    trainer(callback, modes, max_epochs=1).fit(module, loader(), loader())
+    assert modes.values == [{False}] * 4
+    assert all(torch.equal(before[name], tensor) for name, tensor in frozen_part(module).items())
+
+
+def test_a_module_that_two_blocks_share_is_frozen_when_both_are() -> None:
+    module = nn.ModuleDict({"norm": nn.BatchNorm1d(2), "head": nn.Linear(2, 2)})
+    blocks = BlockMap.of(module, {"scale": "norm.weight", "shift": "norm.bias", "head": "head"})
+    freezer = Freezer(blocks, [])
+    modes = []
+    for trained in (["scale"], ["shift", "head"], ["head"]):
+        freezer.train_only(trained)
+        modes.append(module["norm"].training)
+    assert modes == [True, True, False]
+
+
+def test_the_best_weights_of_blocks_of_parameters_hold_their_statistics() -> None:
+    module = Net()
+    best = BestWeights(BlockMap.of(module, by_parameters(module)))
+    kept = tensors(module)
+    best.keep(["layers"])
+    module(torch.randn(8, 6))
+    assert not torch.equal(kept["layers.0.1.running_mean"], module.layers[0][1].running_mean)  # type: ignore[index]
+    best.restore(["layers"])
+    assert all(torch.equal(kept[name], tensor) for name, tensor in tensors(module).items())
+
+
+def test_tied_weights_freeze_and_thaw_whichever_is_registered_first() -> None:
+    class Tied(Net):
+        def __init__(self) -> None:
+            super().__init__(lambda parameters: SGD(parameters, lr=0.1))
+            self.embed = nn.Linear(6, 2)
+            self.embed.weight = self.head.weight
+
+        def forward(self, inputs: Any) -> Any:
+            return super().forward(inputs) + self.embed(inputs)
+
+    seen = Seen(lambda _, module: (module.head.weight.requires_grad, module.head.bias.requires_grad))
+    fit = trainer(GradualUnfreezing("lp_ft", blocks=["layers", "embed", "head"]), seen, max_epochs=2)
+    fit.fit(Tied(), loader())
+    assert seen.values == [(False, True)] * 4 + [(True, True)] * 4
 
 
 @pytest.mark.parametrize("averaging", [StochasticWeightAveraging, EMAWeightAveraging])
@@ -61,6 +128,17 @@ def test_what_a_phase_freezes_again_loses_its_optimizer_state_and_moves_no_more(
     assert not torch.equal(seen.values[0]["layers.0.0.weight"], seen.values[3]["layers.0.0.weight"])
     assert all(torch.equal(seen.values[3][name], tensor) for name, tensor in frozen_part(module).items())
     assert len(fit.optimizers[0].state) == 2
+    assert all(parameter.grad is None for parameter in module.layers.parameters())
+
+
+def test_the_optimizer_state_that_a_checkpoint_has_of_frozen_parameters_is_dropped(tmp_path: Path) -> None:
+    plain = trainer(max_epochs=1)
+    plain.fit(Net(), loader())
+    plain.save_checkpoint(tmp_path / "plain.ckpt")
+    seen = Seen(lambda fit, _: len(fit.optimizers[0].state))
+    fit = trainer(GradualUnfreezing(HEAD_ONLY), seen, max_epochs=2)
+    fit.fit(Net(), loader(), ckpt_path=tmp_path / "plain.ckpt", weights_only=True)
+    assert seen.values == [2] * 4
 
 
 def test_after_fit_flags_and_modes_are_as_found() -> None:
@@ -91,6 +169,30 @@ def test_what_the_user_froze_stays_frozen_unless_asked(thaw: bool) -> None:
     trainer(GradualUnfreezing("full", thaw_frozen=thaw), max_epochs=1).fit(module, loader())
     assert torch.equal(before["layers.2.0.weight"], module.layers[2][0].weight) is not thaw
     assert not torch.equal(before["layers.2.0.bias"], module.layers[2][0].bias)
+
+
+def test_thawing_parameters_that_no_optimizer_holds_is_refused_by_name() -> None:
+    module = Net(lambda parameters: SGD([p for p in parameters if p.requires_grad], lr=0.1))
+    module.layers[2][0].weight.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"layers\.2 .* no optimizer holds layers\.2\.0\.weight; give configure_opt"):
+        trainer(GradualUnfreezing("full", thaw_frozen=True), max_epochs=1).fit(module, loader())
+
+
+def test_what_cannot_learn_is_never_thawed_and_no_optimizer_need_hold_it() -> None:
+    module = Net(lambda parameters: SGD([p for p in parameters if p.requires_grad], lr=0.1))
+    module.layers[1].scale = nn.Parameter(torch.ones(3, dtype=torch.int8), requires_grad=False)
+    callback = GradualUnfreezing("gradual", thaw_frozen=True)
+    trainer(callback, DiscriminativeLR(0.5), max_epochs=4).fit(module, loader())
+    assert callback.phase == 3
+
+
+def test_a_later_phase_whose_parameters_were_all_frozen_is_refused_before_the_first_step() -> None:
+    module = Net()
+    module.layers[2].requires_grad_(False)
+    module.on_train_start = lambda: pytest.fail("the fit has begun")  # type: ignore[method-assign]
+    schedule = [{"train": ["head"], "epochs": 1}, {"train": ["layers.2"]}]
+    with pytest.raises(ValueError, match=r"phase 1 trains layers\.2, whose parameters were all frozen before fit"):
+        trainer(GradualUnfreezing(schedule), max_epochs=2).fit(module, loader())
 
 
 def test_each_phase_trains_its_blocks_and_no_other() -> None:

@@ -1,10 +1,12 @@
 """Laws 1 and 2: one factorisation of the rate, and the user's groups are never changed."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import OnExceptionCheckpoint
 from nets import Net, Seen, loader, tensors, trainer
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim import lr_scheduler as schedulers
@@ -200,3 +202,29 @@ def test_biases_and_norms_do_not_decay_when_asked() -> None:
     trainer(DiscriminativeLR(1.0, weight_decay_exempt=True), max_epochs=1).fit(module, loader())
     changed = {name for name, tensor in tensors(module).items() if not torch.equal(tensor, before[name])}
     assert changed == {"layers.0.0.weight", "layers.1.0.weight", "layers.2.0.weight", "head.weight"}
+
+
+@pytest.mark.parametrize("ends", ["by itself", "by an error"])
+def test_a_checkpoint_after_the_fit_holds_what_the_optimizer_wrote_for_blocks(ends: str, tmp_path: Path) -> None:
+    class Summing(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            loss = closure()
+            for group in self.param_groups:
+                group["sum"] = group.get("sum", 0.0) + group["lr"]
+            super().step()
+            return loss
+
+    module = Net(lambda parameters: Summing(parameters, lr=0.1))
+    rates = DiscriminativeLR(0.5)
+    error = OnExceptionCheckpoint(tmp_path, "last")
+    fit = trainer(GradualUnfreezing("full"), rates, error, max_epochs=1, enable_checkpointing=True)
+    if ends == "by an error":
+        module.on_train_end = lambda: 1 / 0  # type: ignore[method-assign]
+        with pytest.raises(ZeroDivisionError):
+            fit.fit(module, loader())
+    else:
+        fit.fit(module, loader())
+        fit.save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]["GradualUnfreezing"]["rates"]
+    sums = {block: own["sum"] for _, block, _, own in saved[0]}
+    assert sums == pytest.approx({"layers.0": 0.05, "layers.1": 0.1, "layers.2": 0.2, "head": 0.4})
