@@ -1,7 +1,8 @@
 """The base of a fit's learning rates: read, set for a trial, and scaled for good."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -11,9 +12,9 @@ from torch import Tensor
 IN_GROUPS = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 # and those that it keeps itself: factors on these change its whole course by the same factor
 IN_SCHEDULES = ("base_lrs", "_last_lr", "max_lrs", "min_lrs", "eta_min")
-IN_TIMM_SCHEDULES = ("base_values", "lr_min", "warmup_lr_init", "warmup_steps")
+IN_TIMM_SCHEDULES = ("base_values", "lr_min", "warmup_lr_init", "warmup_steps", "restore_lr")
 COUNTS = frozenset({"warmup_steps"})  # rates per step where a list, a number of steps elsewhere
-INNER = ("_schedulers", "schedulers", "scheduler", "after_scheduler")
+INNER = ("_schedulers", "schedulers", "scheduler", "after_scheduler", "lr_scheduler")
 
 
 def group_peaks(trainer: Trainer) -> dict[int, float]:
@@ -46,21 +47,29 @@ class TrialRates:
     """
 
     def __init__(self, trainer: Trainer) -> None:
-        self._groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        self._optimizers = trainer.optimizers
         peaks = group_peaks(trainer)
-        self._peaks = [peaks[id(group["params"])] for group in self._groups]
-        self._set = list(self._peaks)
+        self._groups = {
+            id(optimizer): [(group, peaks[id(group["params"])]) for group in optimizer.param_groups]
+            for optimizer in trainer.optimizers
+        }
+        self._optimizers = trainer.optimizers
+        self._schedules: list[Any] = [config.scheduler for config in trainer.lr_scheduler_configs]
+        self._set: dict[int, list[float]] = {}
+        self._factor = 1.0
 
     def set(self, factor: float) -> None:
         """Give each group its peak rate times a factor."""
-        for index, (group, peak) in enumerate(zip(self._groups, self._peaks, strict=True)):
-            _assign(group, "lr", peak * factor)
-            self._set[index] = float(group["lr"])
+        self._factor = factor
+        for optimizer, groups in self._groups.items():
+            for group, peak in groups:
+                _assign(group, "lr", peak * factor)
+            self._set[optimizer] = [float(group["lr"]) for group, _ in groups]
 
     @contextmanager
     def guarded(self, owner: str) -> Iterator[None]:
-        """Raise where an optimizer is about to step with other rates.
+        """Keep the rates: raise where an optimizer is about to step with others.
+
+        What the trainer's LR schedulers set, which manual optimization steps itself, is set back.
 
         Args:
             owner: Whose module it is, for the message.
@@ -69,19 +78,30 @@ class TrialRates:
             ValueError: If somebody has set other rates.
         """
 
-        def check(*_: Any) -> None:
-            if any(float(group["lr"]) != rate for group, rate in zip(self._groups, self._set, strict=True)):
+        def check(optimizer: Any, *_: Any) -> None:
+            if [float(group["lr"]) for group, _ in self._groups[id(optimizer)]] != self._set[id(optimizer)]:
                 raise ValueError(
                     f"{owner} sets learning rates itself before each update, so there is none to test or to set; leave "
                     "them to the optimizer and an LR scheduler"
                 )
 
         handles = [optimizer.register_step_pre_hook(check) for optimizer in self._optimizers]
+        before = [vars(schedule).get("step") for schedule in self._schedules]
+        for schedule in self._schedules:
+            schedule.step = partial(self._stepped, schedule.step)
         try:
             yield
         finally:
+            for schedule, step in zip(self._schedules, before, strict=True):
+                del schedule.step
+                if step is not None:
+                    schedule.step = step
             for handle in handles:
                 handle.remove()
+
+    def _stepped(self, step: Callable[..., Any], *arguments: Any, **named: Any) -> None:
+        step(*arguments, **named)
+        self.set(self._factor)
 
 
 def scale_base(trainer: Trainer, factor: float) -> None:
@@ -93,12 +113,12 @@ def scale_base(trainer: Trainer, factor: float) -> None:
         trainer: The trainer, in a fit.
         factor: The factor.
     """
+    seen: set[int] = set()  # a tensor may be the rate of several groups
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
             for name in IN_GROUPS:
                 if isinstance(group.get(name), int | float | Tensor):
-                    _assign(group, name, group[name] * factor)
-    seen: set[int] = set()
+                    group[name] = _times(group[name], factor, seen)
     for config in trainer.lr_scheduler_configs:
         _scale_schedule(config.scheduler, factor, seen)
 
@@ -110,7 +130,7 @@ def _scale_schedule(schedule: Any, factor: float, seen: set[int]) -> None:
     own = vars(schedule)
     for name in (*IN_SCHEDULES, *IN_TIMM_SCHEDULES):
         if name in own and not (name in COUNTS and not isinstance(own[name], list)):
-            own[name] = _times(own[name], factor)
+            own[name] = _times(own[name], factor, seen)
     for name in INNER:
         inner = own.get(name)
         for part in inner if isinstance(inner, list | tuple) else [inner]:
@@ -118,9 +138,15 @@ def _scale_schedule(schedule: Any, factor: float, seen: set[int]) -> None:
                 _scale_schedule(part, factor, seen)
 
 
-def _times(value: Any, factor: float) -> Any:
+def _times(value: Any, factor: float, seen: set[int]) -> Any:
+    """Return a value times a factor; a tensor is multiplied in place, and once."""
     if isinstance(value, list | tuple):
-        return type(value)(_times(item, factor) for item in value)
+        return type(value)(_times(item, factor, seen) for item in value)
+    if isinstance(value, Tensor):
+        if id(value) not in seen:
+            seen.add(id(value))
+            value.mul_(factor)
+        return value
     return value if value is None else value * factor
 
 

@@ -62,19 +62,25 @@ class LRCurve:
 
     @classmethod
     def of_raw(
-        cls, lrs: Tensor | Sequence[float], raw: Tensor | Sequence[float], smoothing: float = SMOOTHING
+        cls,
+        lrs: Tensor | Sequence[float],
+        raw: Tensor | Sequence[float],
+        smoothing: float = SMOOTHING,
+        num_planned: int | None = None,
     ) -> "LRCurve":
         """Return the curve of losses as they were measured.
 
-        Like fastai's, suggestions pass over the first tenth and the last five points.
+        Like fastai's, suggestions pass over the first tenth of the points that were planned, and the last five.
 
         Args:
             lrs: Learning rates, rising, shape (step,).
             raw: Losses, shape (step,).
             smoothing: Weight of what was before in the average, see ``smoothed``.
+            num_planned: Steps of the test, had it not ended early; None for as many as there are.
         """
         losses = torch.as_tensor(raw, dtype=torch.float64)
-        return cls(lrs, smoothed(losses, smoothing), losses, len(losses) // 10, 5)
+        num_steps = len(losses) if num_planned is None else num_planned
+        return cls(lrs, smoothed(losses, smoothing), losses, num_steps // 10, 5)
 
     @property
     def known(self) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """LRFinder: which learning rate, by a range test that leaves no trace."""
 
 from collections.abc import Sequence
-from math import log
+from math import isfinite, log
 from typing import Any, Literal
 
 import torch
@@ -9,11 +9,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_ft_callbacks.base_rates import scale_base
-from lightning_ft_callbacks.block_callback import at_full_rates, reference_rate
+from lightning_ft_callbacks.block_callback import BlockCallback, at_full_rates, reference_rate
 from lightning_ft_callbacks.lr_curve import LRCurve, check_method
 from lightning_ft_callbacks.lr_report import LRReport, progress
 from lightning_ft_callbacks.range_test import RangeTest
-from lightning_ft_callbacks.trial_batches import TrialBatches
+from lightning_ft_callbacks.trial_fit import trial_fit
 
 
 class LRFinder(Callback):
@@ -39,6 +39,7 @@ class LRFinder(Callback):
     Attributes:
         curve: The last test's curve; None before the first.
         found: The rate that it suggests; None where it says nothing.
+        progress_bar: Decides whether a bar is shown during the test; None for the trainer's own.
         factor: That over the rate before, which it was for the whole schedule; None where the curve says nothing.
 
     Raises:
@@ -60,8 +61,8 @@ class LRFinder(Callback):
         spacing: Literal["exponential", "linear"] = "exponential",
     ) -> None:
         for name, value in (("min_lr", min_lr), ("max_lr", max_lr)):
-            if not value > 0:
-                raise ValueError(f"expected {name} to be positive, but got {value}")
+            if not (value > 0 and isfinite(value)):
+                raise ValueError(f"expected {name} to be positive and finite, but got {value}")
         if not min_lr < max_lr:
             raise ValueError(f"expected min_lr to be below max_lr, but got {min_lr} and {max_lr}")
         if num_steps < 2:
@@ -79,6 +80,7 @@ class LRFinder(Callback):
         self.curve: LRCurve | None = None
         self.found: float | None = None
         self.factor: float | None = None
+        self.progress_bar: Callback | None = None
         self._phase = 0
         self._tested: list[int] = []
         self._restored = False
@@ -96,7 +98,7 @@ class LRFinder(Callback):
         """Make sure that rates can be tested.
 
         Raises:
-            ValueError: If an optimizer has no ``lr``, or there is no training data.
+            ValueError: If an optimizer has no ``lr``.
         """
         if not self._restored:
             self._tested, self.curve, self._report = [], None, LRReport()
@@ -107,13 +109,12 @@ class LRFinder(Callback):
         for optimizer in trainer.optimizers:
             if any("lr" not in group for group in optimizer.param_groups):
                 raise ValueError(f"{type(optimizer).__name__} has no lr, so there is no learning rate to find")
-        TrialBatches(trainer, pl_module).close()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Test, but for a resumed run, which has done so."""
         self._trains, restored, self._restored = True, self._restored, False
         if not (restored and (self._phase in self._tested or not self.each_phase)):
-            self._find(trainer, pl_module)
+            self._find(trainer, pl_module, begins=True)
 
     def on_phase_start(self, trainer: Trainer, pl_module: LightningModule, phase: int) -> None:
         """Test again where GradualUnfreezing has changed what is trained.
@@ -127,6 +128,15 @@ class LRFinder(Callback):
         if self._trains and self.each_phase:
             self._find(trainer, pl_module)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Say that there was nothing to test on, where the fit had nothing to train on.
+
+        Raises:
+            ValueError: If so.
+        """
+        if not self._trains and (trainer.num_training_batches == 0 or trainer.limit_train_batches == 0):
+            raise ValueError("there are no training batches to test learning rates on")
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """Wait for the next fit."""
         self._trains = False
@@ -136,23 +146,28 @@ class LRFinder(Callback):
         if not self._tested:
             return {}
         curve = None if self.curve is None else self.curve.to_dict()
-        return {"tested": self._tested, "curve": curve, "found": self.found, "report": self._report.entries}
+        numbers = {"found": self.found, "factor": self.factor}
+        return {"tested": self._tested, "curve": curve, "report": self._report.entries} | numbers
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what ``state_dict`` returned; a fit that is resumed does not test again."""
         self._restored = bool(state_dict)
         self._tested = list(state_dict.get("tested", []))
         self._report = LRReport(state_dict.get("report", []))
-        self.found, curve = state_dict.get("found"), state_dict.get("curve")
+        self.found, self.factor = state_dict.get("found"), state_dict.get("factor")
+        curve = state_dict.get("curve")
         self.curve = None if curve is None else LRCurve.from_dict(curve)
 
-    def _find(self, trainer: Trainer, module: LightningModule) -> None:
+    def _find(self, trainer: Trainer, module: LightningModule, *, begins: bool = False) -> None:
+        lrs = self.lrs
+        if fast := getattr(trainer, "fast_dev_run", 0):
+            lrs = lrs[: int(fast)]
         with at_full_rates(trainer):
             before = reference_rate(trainer)
-            test = RangeTest(trainer, module, before)
-            with progress(trainer, self.num_steps) as advance:
-                losses = test.losses(self.lrs, advance)
-        self.curve = LRCurve.of_raw(self.lrs[: len(losses)], losses)
+            test = RangeTest(trainer, module, before, begins=begins)
+            with progress(trainer, self.progress_bar or trainer.progress_bar_callback, len(lrs)) as advance:
+                losses = test.losses(lrs, advance)
+        self.curve = LRCurve.of_raw(lrs[: len(losses)], losses, num_planned=len(lrs))
         self.found = found = trainer.strategy.broadcast(self.curve.suggest(self.suggestion))
         self.factor = None if found is None else found / before
         self._tested.append(self._phase)
@@ -163,22 +178,11 @@ class LRFinder(Callback):
             scale_base(trainer, found / before)
 
 
-class _Found(Exception):  # noqa: N818 - it is no error, but the only way out of a fit before its first step
-    """The test is done."""
-
-
-class _Stop(Callback):
-    """Ends a fit when the callbacks before it have started to train."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """End it."""
-        raise _Found
-
-
 def lr_find(trainer: Trainer, module: LightningModule, data: Any = None, **options: Any) -> LRCurve:
     """Test learning rates, and train nothing.
 
-    The trainer's callbacks that freeze blocks or rate them are heard, and no others; nothing is written.
+    The callbacks of trainer and module that freeze blocks or rate them are heard, and no others; nothing is written,
+    and random numbers, loaders and trainer are as before, so that a fit afterwards is the one that it would have been.
 
     Args:
         trainer: The trainer; it can ``fit`` afterwards.
@@ -190,21 +194,16 @@ def lr_find(trainer: Trainer, module: LightningModule, data: Any = None, **optio
         The curve; ``curve.suggest()`` is the rate.
 
     Raises:
-        ValueError: As LRFinder does.
+        ValueError: As LRFinder does; if the trainer starts processes for a fit (``ddp_spawn``, ``ddp_notebook``), or
+            would train nothing.
     """
-    from lightning_ft_callbacks.block_callback import BlockCallback
-
     arguments: dict[str, Any] = {"apply": False} | options
     finder = LRFinder(**arguments)
-    part: Any = trainer
-    found = part.callbacks, part._loggers, part.num_sanity_val_steps
-    part.callbacks = [*(c for c in part.callbacks if isinstance(c, BlockCallback)), finder, _Stop()]
-    part._loggers, part.num_sanity_val_steps = [], 0
-    try:
-        trainer.fit(module, data)
-    except _Found:
-        pass
-    finally:
-        part.callbacks, part._loggers, part.num_sanity_val_steps = found
-    assert finder.curve is not None
+    finder.progress_bar = trainer.progress_bar_callback
+    trial_fit(trainer, module, data, finder, heard=BlockCallback)
+    if finder.curve is None:
+        raise ValueError(
+            f"the trainer would train nothing (max_epochs={trainer.max_epochs}, max_steps={trainer.max_steps}), so "
+            "there is no schedule to test the learning rates of"
+        )
     return finder.curve

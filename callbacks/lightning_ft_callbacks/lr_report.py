@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
 from lightning_ft_callbacks.lr_curve import LRCurve
@@ -132,11 +132,16 @@ def draw(curve: LRCurve, method: str, found: float | None) -> Any:
 
 
 @contextmanager
-def progress(trainer: Trainer, num_steps: int) -> Iterator[Callable[[float], None]]:
-    """Show a bar of a test's steps on a terminal where the trainer shows one of its own; give it each step's rate."""
+def progress(trainer: Trainer, bar: Callback | None, num_steps: int) -> Iterator[Callable[[float], None]]:
+    """Show a bar of a test's steps on a terminal where the trainer shows one of its own; give it each step's rate.
+
+    Args:
+        trainer: The trainer.
+        bar: The trainer's own.
+        num_steps: Steps of the test, at most.
+    """
     from tqdm.auto import tqdm
 
-    bar = trainer.progress_bar_callback
     shown = isinstance(bar, ProgressBar) and trainer.is_global_zero and getattr(bar, "is_enabled", True)
     with tqdm(total=num_steps, desc="learning rates", leave=False, disable=None if shown else True) as line:
 
@@ -153,5 +158,7 @@ def _log(trainer: Trainer, figure: Any, picture: Path) -> None:
         experiment: Any = getattr(logger, "experiment", None)
         if hasattr(experiment, "add_figure"):  # TensorBoard
             experiment.add_figure("lr_finder", figure, global_step=trainer.global_step, close=False)
+        elif hasattr(experiment, "log_figure") and hasattr(logger, "run_id"):  # MLflow
+            experiment.log_figure(getattr(logger, "run_id"), figure, picture.name)
         elif hasattr(logger, "log_image"):  # Weights & Biases
             logger.log_image("lr_finder", [str(picture)])  # type: ignore[attr-defined]

@@ -81,6 +81,9 @@ def _twin(loader: Any, shared: dict[int, Any]) -> Any:
     own = vars(twin)
     # one memo, so that a batch sampler goes on drawing from the sampler beside it
     for name in ("generator", "sampler", "batch_sampler"):
-        own[name] = deepcopy(own.get(name), memo)
+        try:
+            own[name] = deepcopy(own.get(name), memo)
+        except TypeError:  # it holds a lock or an iterator, so the test draws from the fit's own and sets it back
+            continue
     own["_iterator"] = None
     return twin
