@@ -180,7 +180,13 @@ class Run(Callback):
 
 
 def fit(
-    module: Foreign, *callbacks: Callback, schedule: Any = None, loaders: Any = None, epochs: int = 3, **options: Any
+    module: Foreign,
+    *callbacks: Callback,
+    first: Sequence[Callback] = (),
+    schedule: Any = None,
+    loaders: Any = None,
+    epochs: int = 3,
+    **options: Any,
 ) -> Run:
     """Train a module, by default its head alone, and tell what happened."""
     run = Run()
@@ -189,7 +195,7 @@ def fit(
     trainer = Trainer(
         max_epochs=epochs,
         accelerator="cpu",
-        callbacks=[GradualUnfreezing(schedule or [{"train": ["head"]}]), run, *callbacks],
+        callbacks=[*first, GradualUnfreezing(schedule or [{"train": ["head"]}]), run, *callbacks],
         **({"logger": False, "enable_checkpointing": False} | options),
         enable_progress_bar=False,
         enable_model_summary=False,

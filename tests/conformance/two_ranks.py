@@ -51,6 +51,7 @@ STRATEGIES: dict[str, Any] = {
     "two_optimizers": lambda: "ddp",
     "one_two_optimizers": lambda: "auto",
     "saved": lambda: "ddp",
+    "saved_fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
     "lr_finder": lambda: "ddp",
     "one_lr_finder": lambda: "auto",
     "lr_finder_fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
@@ -130,7 +131,19 @@ def module_of(strategy: str, out: Path) -> Ranked:
     """Return what is trained under a strategy."""
     if strategy.endswith("two_optimizers"):
         return TwoOptimizers(out)
-    return Sharded(out) if strategy.endswith("fsdp2") else Ranked(out, same_batches=strategy == "saved")
+    kind = Sharded if strategy.endswith("fsdp2") else Ranked
+    return kind(out, same_batches=strategy.startswith("saved"))
+
+
+class SaveSome(Save):
+    """Saves while a block warms up, within a plateau, and in the last phase."""
+
+    def on_train_batch_end(self, trainer: Any, *arguments: Any) -> None:
+        if trainer.global_step in (5, 7, 18):
+            super().on_train_batch_end(trainer, *arguments)
+
+    def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
+        """Save nothing."""
 
 
 def fit(strategy: str, out: Path, *callbacks: Callback, checkpoint: Path | None = None) -> None:
@@ -153,7 +166,8 @@ def main() -> None:
     """Train, and resume from each checkpoint where any are saved."""
     strategy, out = sys.argv[1], Path(sys.argv[2])
     torch.set_num_threads(1)
-    fit(strategy, out, *([Save(out)] if strategy == "saved" else []))
+    save = {"saved": [Save(out)], "saved_fsdp2": [SaveSome(out)]}
+    fit(strategy, out, *save.get(strategy, []))
     for checkpoint in sorted(out.glob("*.ckpt")):
         if checkpoint.stem not in ("step24", f"epoch{EPOCHS - 1}"):  # where nothing is left to train
             fit(strategy, out / checkpoint.stem, checkpoint=checkpoint)
