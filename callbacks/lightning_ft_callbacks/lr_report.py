@@ -154,11 +154,12 @@ def progress(trainer: Trainer, bar: Callback | None, num_steps: int) -> Iterator
 
 def _log(trainer: Trainer, figure: Any, picture: Path) -> None:
     """Give the picture to loggers that take one."""
-    for logger in trainer.loggers:
+    loggers: list[Any] = trainer.loggers
+    for logger in loggers:
         experiment: Any = getattr(logger, "experiment", None)
         if hasattr(experiment, "add_figure"):  # TensorBoard
             experiment.add_figure("lr_finder", figure, global_step=trainer.global_step, close=False)
         elif hasattr(experiment, "log_figure") and hasattr(logger, "run_id"):  # MLflow
-            experiment.log_figure(getattr(logger, "run_id"), figure, picture.name)
+            experiment.log_figure(logger.run_id, figure, picture.name)
         elif hasattr(logger, "log_image"):  # Weights & Biases
-            logger.log_image("lr_finder", [str(picture)])  # type: ignore[attr-defined]
+            logger.log_image("lr_finder", [str(picture)])
