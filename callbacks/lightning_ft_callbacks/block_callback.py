@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from math import prod
 from typing import Any
 
@@ -10,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_ft_callbacks.base_rates import group_peaks
 from lightning_ft_callbacks.blocks import BlockMap, BlockSpec
 from lightning_ft_callbacks.param_groups import BlockRates
-from lightning_ft_callbacks.strategies import check_strategy
+from lightning_ft_callbacks.strategies import before_late_restore, check_strategy, leave_restoring
 
 
 class BlockCallback(Callback):
@@ -92,6 +93,17 @@ class BlockCallback(Callback):
             rates.attach()
         for callback in callbacks:
             callback._shared_rates = self._rates
+
+        def take(states: Mapping[str, Any]) -> None:
+            for callback in callbacks:
+                if callback.state_key in states:
+                    callback.load_state_dict(deepcopy(states[callback.state_key]))
+
+        before_late_restore(trainer, take)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Wait for no checkpoint any more."""
+        leave_restoring(trainer)
 
     def peak_rates(self, trainer: Trainer) -> dict[str, float]:
         """Return each block's highest learning rate, at the peak of the schedule, of blocks that an optimizer holds."""

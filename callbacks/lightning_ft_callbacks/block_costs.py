@@ -1,6 +1,7 @@
 """BlockCosts: what a training step costs in each block, counted on one batch."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +9,7 @@ from weakref import ref
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, UntypedStorage, nn
@@ -16,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_ft_callbacks.blocks import BlockMap
+from lightning_ft_callbacks.plain_state import PlainState
 
 # copying a larger module only to count what it does may not fit in its memory
 MOST_BYTES = 4 * 2**30
@@ -176,7 +179,7 @@ def costs_of_fit(trainer: Trainer, module: LightningModule, block_map: BlockMap)
     if not module.automatic_optimization or sharded or size > MOST_BYTES:
         return None
     try:
-        with isolate_rng():
+        with isolate_rng(), _without_loggers(trainer):
             trainer.fit_loop.setup_data()
             batch = trainer.strategy.batch_to_device(_some_batch(trainer.train_dataloader))
             copy: Any = _copy(module, trainer)
@@ -199,8 +202,23 @@ def _some_batch(loader: Any) -> Any:
         return loader.dataset[0]
     dataset: Any = loader.dataset
     numbers = list(range(min(size, len(dataset))))
-    samples = dataset.__getitems__(numbers) if hasattr(dataset, "__getitems__") else [dataset[n] for n in numbers]
-    return loader.collate_fn(samples)
+    found = PlainState(dataset)  # which may draw numbers of its own
+    try:
+        samples = dataset.__getitems__(numbers) if hasattr(dataset, "__getitems__") else [dataset[n] for n in numbers]
+        return loader.collate_fn(samples)
+    finally:
+        found.restore()
+
+
+@contextmanager
+def _without_loggers(trainer: Trainer) -> Iterator[None]:
+    """Let a step write to loggers that drop it."""
+    found = trainer.loggers
+    trainer.loggers = [DummyLogger() for _ in found]
+    try:
+        yield
+    finally:
+        trainer.loggers = found
 
 
 def _num_samples(loader: Any) -> int:

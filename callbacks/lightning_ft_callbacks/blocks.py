@@ -120,9 +120,9 @@ class BlockMap(Sequence[Block]):
     def modules(self, name: str) -> list[nn.Module]:
         """Return the modules of a block as they are now.
 
-        A module that no block's path covers belongs to the blocks of all parameters in it; the root to none. One without parameters (a
-        dropout, a pooling) belongs to the block that it is within; between blocks, to the one that comes after it,
-        which reads it; the last ones to the last block.
+        A module that no block's path covers belongs to the blocks of all parameters in it; the root to none. One
+        without parameters (a dropout, a pooling) belongs to the block that it is within; between blocks, to the one
+        that comes after it, which reads it; the last ones to the last block.
         """
         return [module for module, owner in self.module_owners() if owner == name]
 

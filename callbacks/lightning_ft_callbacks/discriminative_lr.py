@@ -118,7 +118,9 @@ class DiscriminativeLR(BlockCallback):
         """Return a block's scale; with ``high`` its rate over the peak of the user's group."""
         if self.high is None:
             return self._scale[block]
-        return self._scale[block] / self._peaks[id(group["params"])]
+        # a group that was added since counts as one whose rate is at its peak
+        added = group.get("max_lr", group.get("initial_lr", group["lr"]))
+        return self._scale[block] / self._peaks.setdefault(id(group["params"]), float(added) or 1.0)
 
     def decay_exempt(self, module: LightningModule) -> frozenset[int]:
         """Return the parameters that are spared from weight decay."""

@@ -51,7 +51,7 @@ class FreezeSchedule:
 
     @classmethod
     def of(
-        cls, schedule: "str | Sequence[Phase | Mapping[str, Any]] | FreezeSchedule", block_map: BlockMap
+        cls, schedule: "str | Path | Sequence[Phase | Mapping[str, Any]] | FreezeSchedule", block_map: BlockMap
     ) -> "FreezeSchedule":
         """Return the schedule that a user means.
 
@@ -68,9 +68,8 @@ class FreezeSchedule:
             return cls.from_dict({"phases": list(schedule)}, "schedule")
         if schedule in PRESETS:
             return cls(preset_phases(str(schedule), block_map), str(schedule))
-        path = Path(schedule)
-        if path.suffix in (".yaml", ".yml") or path.exists():
-            return cls.from_yaml(path)
+        if names_a_file(schedule):
+            return cls.from_yaml(schedule)
         near = get_close_matches(str(schedule), PRESETS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(PRESETS)}, or a YAML file"
         raise ValueError(f"no schedule {str(schedule)!r}; {hint}")
@@ -112,13 +111,14 @@ class FreezeSchedule:
         """Return the schedule that plain data describe.
 
         Args:
-            data: ``{"phases": [...]}``, each a Phase or its keys.
+            data: ``{"phases": [...]}``, each a Phase or its keys; and, where the schedule brings them along,
+                ``blocks``, from names to lists of parameter names or regular expressions of these, input first.
             place: Where they come from, for errors.
 
         Raises:
             ValueError: If a key is unknown, with the nearest one, or a value wrong.
         """
-        _check_keys(data, ("phases",), place)
+        _check_keys(data, ("phases", "blocks"), place)
         phases = []
         listed = data.get("phases") or ()
         if not isinstance(listed, Sequence) or isinstance(listed, str):
@@ -142,13 +142,14 @@ class FreezeSchedule:
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{where}: {error}") from error
         try:
-            return cls(phases)
+            return cls(phases, blocks=_listed_blocks(data.get("blocks")))
         except ValueError as error:
             raise ValueError(f"{place}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data, as its YAML has it."""
-        return {"phases": [phase.to_dict() for phase in self.phases]}
+        blocks = {} if self.blocks is None else {"blocks": {name: list(paths) for name, paths in self.blocks.items()}}
+        return {"phases": [phase.to_dict() for phase in self.phases]} | blocks
 
     def to_yaml(self) -> str:
         """Return it as YAML that ``from_yaml`` reads."""
@@ -164,7 +165,25 @@ class FreezeSchedule:
 
 
 # a preset's name, a YAML file's path, phases, or the schedule itself
-ScheduleSpec = str | Sequence[Phase | Mapping[str, Any]] | FreezeSchedule
+ScheduleSpec = str | Path | Sequence[Phase | Mapping[str, Any]] | FreezeSchedule
+
+
+def names_a_file(schedule: Any) -> bool:
+    """Tell whether a schedule is given as the path of a file, which need not be there if it ends as YAML does."""
+    if not isinstance(schedule, str | Path) or schedule in PRESETS:
+        return False
+    return Path(schedule).suffix in (".yaml", ".yml") or Path(schedule).exists()
+
+
+def _listed_blocks(blocks: Any) -> dict[str, list[str]] | None:
+    if blocks is None:
+        return None
+    if not isinstance(blocks, Mapping):
+        raise ValueError(f"expected blocks to be a mapping from names to lists of parameters, but got {blocks!r}")
+    for name, paths in blocks.items():
+        if not isinstance(paths, Sequence) or isinstance(paths, str) or not all(isinstance(p, str) for p in paths):
+            raise ValueError(f"expected block {name!r} to be a list of parameter names, but got {paths!r}")
+    return {str(name): list(paths) for name, paths in blocks.items()}
 
 
 def _check_keys(data: Mapping[str, Any], known: Sequence[str], place: str) -> None:

@@ -10,13 +10,14 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_ft_callbacks import finetuning_scheduler
 from lightning_ft_callbacks.best_weights import BestWeights
-from lightning_ft_callbacks.block_callback import BlockCallback
+from lightning_ft_callbacks.block_callback import BlockCallback, at_full_rates
 from lightning_ft_callbacks.block_costs import costs_of_fit
 from lightning_ft_callbacks.blocks import BlockSpec
-from lightning_ft_callbacks.freeze_schedule import FreezeSchedule, ScheduleSpec
+from lightning_ft_callbacks.freeze_schedule import FreezeSchedule, ScheduleSpec, names_a_file
 from lightning_ft_callbacks.freezing import Freezer
 from lightning_ft_callbacks.lost_gradients import GradientWatch
-from lightning_ft_callbacks.phase_metric import check_metrics, logged_value, metric_of
+from lightning_ft_callbacks.phase import Plateau
+from lightning_ft_callbacks.phase_metric import check_metrics, logged_value, metric_of, validation_metrics
 from lightning_ft_callbacks.phase_picture import PhasePicture
 from lightning_ft_callbacks.phase_progress import PhaseProgress, continued
 from lightning_ft_callbacks.plan import FineTuningPlan
@@ -73,6 +74,7 @@ class GradualUnfreezing(BlockCallback):
         self._averages: WeightAverages | None = None
         self._changing: set[str] = set()
         self._restored: dict[str, Any] | None = None
+        self._validated: frozenset[str] | None = None
         self._trainer: Trainer | None = None
         self._watch = GradientWatch()
         self._picture: PhasePicture | None = None
@@ -104,8 +106,8 @@ class GradualUnfreezing(BlockCallback):
         Raises:
             ValueError: If both are given.
         """
-        if isinstance(self.schedule, str) and self.schedule.endswith((".yaml", ".yml")):
-            self.schedule = FreezeSchedule.from_yaml(self.schedule)
+        if names_a_file(self.schedule):
+            self.schedule = FreezeSchedule.from_yaml(str(self.schedule))
         if not isinstance(self.schedule, FreezeSchedule) or self.schedule.blocks is None:
             return self.blocks
         if self.blocks is not None:
@@ -125,7 +127,7 @@ class GradualUnfreezing(BlockCallback):
         if self.restore_best:
             check_metrics(self._schedule, trainer)
         check_reachable(trainer, self._schedule)
-        self._trainer = trainer
+        self._trainer, self._validated = trainer, None
         self._picture = PhasePicture(self.block_map.names)
         self._go_on(trainer)
         self._freezer = Freezer(self.block_map, trainer.optimizers, thaw_frozen=self.thaw_frozen)
@@ -139,8 +141,9 @@ class GradualUnfreezing(BlockCallback):
         self._show_plan(trainer, pl_module)
         self._apply(trainer, pl_module)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let go of optimizer state of frozen parameters that a checkpoint of another schedule, or of none, had."""
+        super().on_train_start(trainer, pl_module)
         assert self._freezer is not None
         self._freezer.drop_states()
 
@@ -180,17 +183,33 @@ class GradualUnfreezing(BlockCallback):
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Make sure, once in a phase, that gradients reach what is trained."""
+        if pl_module.automatic_optimization:
+            self._watch.check()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Make sure of it in manual optimization, of whose backward passes only the batch's end is the end."""
         self._watch.check()
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Judge the phase by this validation."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._judge(trainer)
+        """Judge the phase by this validation, if its metric is one of that."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        self._validated = validation_metrics(trainer)
+        if self._metric is not None and self._metric.monitor in self._validated:
+            self._judge(trainer, self._metric)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Judge the phase by this epoch, where there is no validation."""
-        if not trainer.enable_validation:
-            self._judge(trainer)
+        """Judge the phase by this epoch, if its metric is none of validation."""
+        metric = self._metric
+        if metric is None or metric.monitor in (self._validated or ()):
+            return
+        # a metric that is not there may be one of a validation to come, but not after one without it
+        due = self._validated is not None or not trainer.enable_validation
+        if due or metric.monitor in trainer.callback_metrics:
+            self._judge(trainer, metric)
 
     def rate_factor(self, block: str, group: Mapping[str, Any]) -> float:  # noqa: ARG002
         """Return the share of its rate that a newly thawed block has."""
@@ -249,11 +268,13 @@ class GradualUnfreezing(BlockCallback):
         assert self.block_map is not None
         assert self._schedule is not None
         epochs, steps_per_epoch = fit_length(trainer)
+        with at_full_rates(trainer):
+            rates = self.peak_rates(trainer)
         plan = FineTuningPlan.of(
             module,
             self._schedule,
             blocks=self.block_map,
-            lrs=self.peak_rates(trainer),
+            lrs=rates,
             costs=costs_of_fit(trainer, module, self.block_map),
             epochs=epochs,
             steps_per_epoch=steps_per_epoch,
@@ -289,7 +310,16 @@ class GradualUnfreezing(BlockCallback):
             if callable(told := getattr(callback, "on_phase_start", None)):
                 told(trainer, module, self.phase)
 
-    def _judge(self, trainer: Trainer) -> None:
+    @property
+    def _metric(self) -> Plateau | None:
+        """What the phase is judged by."""
+        assert self._schedule is not None
+        assert self._trainer is not None
+        phase = self._schedule.phases[self.phase]
+        is_last = phase is self._schedule.phases[-1]
+        return metric_of(phase, self._trainer) if self.restore_best and not is_last else phase.plateau
+
+    def _judge(self, trainer: Trainer, metric: Plateau) -> None:
         """Compare the phase's metric with its best, decided on one rank for all.
 
         Raises:
@@ -297,11 +327,9 @@ class GradualUnfreezing(BlockCallback):
         """
         assert self._schedule is not None
         assert self._progress is not None
-        phase = self._schedule.phases[self._progress.phase]
-        metric = metric_of(phase, trainer) if self.restore_best else phase.plateau
-        if metric is None or self._progress.phase == len(self._schedule.phases) - 1:
+        value = logged_value(metric, trainer, self.phase)
+        if value is None or self.phase == len(self._schedule.phases) - 1:
             return
-        value = logged_value(metric, trainer, self._progress.phase)
         if metric.improves(value, self._progress.best):
             self._progress.best, self._progress.num_bad = value, 0
             if self.restore_best and self._best is not None:

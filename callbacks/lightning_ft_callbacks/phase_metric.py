@@ -33,14 +33,21 @@ def check_metrics(schedule: FreezeSchedule, trainer: Trainer) -> None:
             )
 
 
-def logged_value(metric: Plateau, trainer: Trainer, phase: int) -> float:
-    """Return a metric's value, the first rank's on all ranks.
+def validation_metrics(trainer: Trainer) -> frozenset[str]:
+    """Return the names of what the validation that ends has logged."""
+    return frozenset(trainer._logger_connector.metrics["callback"])
+
+
+def logged_value(metric: Plateau, trainer: Trainer, phase: int) -> float | None:
+    """Return a metric's value, the first rank's on all ranks; None where the trainer may not validate, or log.
 
     Raises:
         ValueError: If it is not logged, with those that are.
     """
     metrics = trainer.callback_metrics
     if metric.monitor not in metrics:
+        if trainer.barebones or trainer.limit_val_batches == 0:
+            return None
         logged = ", ".join(sorted(metrics)) or "nothing"
         raise ValueError(f"phase {phase} watches {metric.monitor!r}, but logged is {logged}")
     return float(trainer.strategy.broadcast(metrics[metric.monitor].item()))

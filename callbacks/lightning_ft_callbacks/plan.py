@@ -108,7 +108,8 @@ class FineTuningPlan:
         }
         phases = []
         starts = phase_starts(plan, epochs, steps_per_epoch)
-        for phase, trained, start in zip(plan.phases, plan.trained(block_map), starts, strict=True):
+        ends = [*(phase.ends for phase in plan.phases[:-1]), "with the fit"]
+        for end, trained, start in zip(ends, plan.trained(block_map), starts, strict=True):
             count = sum(trainable[name] for name in trained)
             rates = [lrs[name] for name in trained if name in lrs] if lrs else []
             memory = FLOAT_BYTES * (total + count * (1 + optimizer_states))
@@ -118,7 +119,7 @@ class FineTuningPlan:
                     count,
                     count / total,
                     (min(rates), max(rates)) if rates else None,
-                    phase.ends,
+                    end,
                     start,
                     costs.relative_time(block_map.names, trained) if costs else None,
                     memory + (costs.kept_bytes(block_map.names, trained) if costs else 0),

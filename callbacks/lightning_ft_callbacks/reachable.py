@@ -1,6 +1,6 @@
 """Whether a fit is long enough for all phases of its schedule."""
 
-from math import ceil, inf
+from math import ceil, inf, isfinite
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -12,8 +12,8 @@ from lightning_ft_callbacks.freeze_schedule import FreezeSchedule
 def check_reachable(trainer: Trainer, schedule: FreezeSchedule) -> None:
     """Tell of phases that the fit never reaches.
 
-    Not asked under ``fast_dev_run``, ``overfit_batches`` and ``limit_train_batches``, which cut a fit short on
-    purpose.
+    Not asked under ``fast_dev_run``, ``overfit_batches``, ``limit_train_batches`` and ``limit_val_batches``, which cut
+    a fit short on purpose.
 
     Args:
         trainer: The trainer, whose data is set up.
@@ -23,8 +23,8 @@ def check_reachable(trainer: Trainer, schedule: FreezeSchedule) -> None:
         ValueError: If the user wrote the schedule; for a preset the phases are printed.
     """
     options: Any = trainer  # which declares some of its options nowhere
-    limit = options.limit_train_batches  # 1.0 is all of them, 1 a single one
-    limited = isinstance(limit, int) or limit != 1.0
+    limits = (options.limit_train_batches, options.limit_val_batches)  # 1.0 is all of them, 1 a single one
+    limited = any(isinstance(limit, int) or limit != 1.0 for limit in limits)
     if options.fast_dev_run or options.overfit_batches or limited:
         return
     starts = phase_starts(schedule, *fit_length(trainer))
@@ -69,11 +69,15 @@ def phase_starts(schedule: FreezeSchedule, epochs: float, steps_per_epoch: float
         steps_per_epoch: Optimizer steps an epoch.
     """
     starts: list[float | None] = []
-    now = 0.0
+    # in whole steps, which add up exactly; where an epoch has nobody knows how many, phases of steps take no time
+    counted = isfinite(steps_per_epoch) and steps_per_epoch >= 1
+    unit = round(steps_per_epoch) if counted else 1
+    end = round(epochs * unit) if isfinite(epochs) else inf
+    now = 0
     for phase in schedule.phases:
-        starts.append(now if now < epochs or now == 0 else None)
+        starts.append(now / unit if now < end or now == 0 else None)
         if phase.epochs is not None:
-            now = float(int(now) + phase.epochs)
-        elif phase.steps is not None:
-            now += phase.steps / steps_per_epoch
+            now = (now // unit + phase.epochs) * unit
+        elif phase.steps is not None and counted:
+            now += phase.steps
     return starts

@@ -1,7 +1,10 @@
 """What a trainer's strategy must be told when other parameters are trained, and which strategies cannot be told."""
 
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
 from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -31,6 +34,37 @@ def check_strategy(trainer: Trainer, what: str) -> None:
     for optimizer in trainer.optimizers:
         if isinstance(optimizer, ZeroRedundancyOptimizer):
             raise ValueError(f"{what} does not work with ZeroRedundancyOptimizer, which shards groups when it is made")
+
+
+def before_late_restore(trainer: Trainer, take: Callable[[Mapping[str, Any]], None]) -> None:
+    """Have the callbacks' states of a checkpoint taken before a strategy that restores late restores weights.
+
+    FSDP2 does so after ``on_fit_start``, and optimizer states only of parameters that then require a gradient: who
+    freezes must know its phase by then.
+
+    Args:
+        trainer: The trainer, in ``on_fit_start``.
+        take: Takes the states, by the callbacks' keys, if a checkpoint is restored.
+    """
+    strategy: Any = trainer.strategy
+    if not strategy.restore_checkpoint_after_setup:
+        return
+    load = strategy.load_checkpoint
+
+    def take_and_load(checkpoint_path: Any, weights_only: bool | None = None) -> Any:
+        leave_restoring(trainer)
+        path = Path(strategy.broadcast(checkpoint_path))
+        file = path / "meta.pt" if path.is_dir() else path
+        saved = torch.load(file, map_location="cpu", mmap=not path.is_dir(), weights_only=weights_only)
+        take(saved.get("callbacks", {}))
+        return load(checkpoint_path, weights_only=weights_only)
+
+    strategy.load_checkpoint = take_and_load
+
+
+def leave_restoring(trainer: Trainer) -> None:
+    """Leave the strategy as it was before ``before_late_restore``."""
+    vars(trainer.strategy).pop("load_checkpoint", None)
 
 
 def rebuild(trainer: Trainer) -> None:

@@ -4,12 +4,14 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from nets import Net, Seen, loader, tensors, trainer
+from torch import nn
 from torch.optim import SGD, AdamW
 from torch.optim import lr_scheduler as schedulers
 
 from lightning_ft_callbacks import DiscriminativeLR, GradualUnfreezing
+from lightning_ft_callbacks.weight_decay import decay_exempt
 
 NAMES = ("a", "b", "c", "d")
 BLOCKS = ["layers.0", "layers.1", "layers.2", "head"]
@@ -229,3 +231,58 @@ def test_lbfgs_with_one_rate_for_all_is_left_alone() -> None:
         trainer(*callbacks, max_epochs=1).fit(module, loader())
         results.append(tensors(module))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_a_group_that_is_added_in_the_fit_has_a_rate_of_its_own_under_high() -> None:
+    module = Net(lambda _: SGD(module.head.parameters(), lr=0.1))
+
+    def add(fit: Trainer, _: Any) -> None:
+        if fit.global_step == 2:
+            fit.optimizers[0].add_param_group({"params": list(module.layers.parameters()), "lr": 0.05})
+
+    rates = DiscriminativeLR(low=1e-3, high=1e-2)
+    used = Seen(lambda *_: rates.block_rates())
+    trainer(rates, used, Seen(add), max_epochs=1).fit(module, loader())
+    assert used.values[1] == pytest.approx({"head": 1e-2})
+    assert used.values[2]["layers.0"] == pytest.approx(1e-3)
+
+
+def test_low_and_high_are_the_rates_of_the_blocks_under_several_optimizers() -> None:
+    class Two(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            self.manual_backward(super().training_step(batch, batch_idx))
+            for optimizer in self.optimizers():  # type: ignore[union-attr]
+                optimizer.step()
+                optimizer.zero_grad()
+
+        def configure_optimizers(self) -> Any:
+            return [SGD(self.layers.parameters(), lr=0.5), SGD(self.head.parameters(), lr=0.1)]
+
+    rates = DiscriminativeLR(low=1e-4, high=1e-1)
+    used = Seen(lambda *_: rates.block_rates())
+    trainer(rates, used, max_epochs=1).fit(Two(), loader())
+    assert used.values[-1] == pytest.approx({"layers.0": 1e-4, "layers.1": 1e-3, "layers.2": 1e-2, "head": 1e-1})
+
+
+def test_what_is_spared_from_decay_goes_by_the_modules_type_and_not_by_shape() -> None:
+    kinds = {
+        "norm": nn.LayerNorm((2, 3)),
+        "batch_norm": nn.BatchNorm1d(2),
+        "embedding": nn.EmbeddingBag(3, 2),
+        "slope": nn.PReLU(4),
+        "attention": nn.MultiheadAttention(2, 1),
+        "recurrent": nn.GRU(2, 2, bidirectional=True),
+    }
+    module = nn.ModuleDict(kinds)
+    exempt = decay_exempt(module)
+    decaying = {name for name, parameter in module.named_parameters() if id(parameter) not in exempt}
+    assert decaying == {
+        "slope.weight",
+        "attention.in_proj_weight",
+        "attention.out_proj.weight",
+        *(f"recurrent.weight_{kind}_l0{way}" for kind in ("ih", "hh") for way in ("", "_reverse")),
+    }

@@ -192,3 +192,12 @@ def test_blocks_cannot_be_given_beside_a_schedule_that_brings_its_own(path: Path
     path.write_text(SCHEDULE)
     with pytest.raises(ValueError, match="the schedule brings its own blocks along, so blocks cannot be given too"):
         trainer(GradualUnfreezing(str(path), blocks=["layers", "head"]), max_epochs=3).fit(Net(), loader())
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+@pytest.mark.parametrize("name", ["schedule.yaml", "schedule"])
+def test_a_file_is_read_however_its_path_is_given(kind: Any, name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("0: {params: ['head.*'], max_transition_epoch: 1}\n1: {params: ['layers.*']}")
+    callback = GradualUnfreezing(kind(tmp_path / name))
+    trainer(callback, max_epochs=2).fit(Net(), loader())
+    assert callback.trained_blocks == ("phase_1", "phase_0")

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nets import Net, loader, trainer
+from lightning.pytorch import Trainer
+from nets import Net, Seen, loader, trainer
 from torch import nn
 
 from lightning_ft_callbacks import BlockMap, FreezeSchedule, GradualUnfreezing, Phase, Plateau
@@ -300,6 +301,65 @@ def test_a_plateau_of_what_is_never_logged_is_an_error_after_the_first_validatio
     with pytest.raises(ValueError, match=r"phase 0 watches 'val/acc', but logged is train/loss, val/loss"):
         fit.fit(Net(), loader(), loader())
     assert fit.current_epoch == 0
+
+
+def test_the_last_phases_plateau_must_be_logged_too() -> None:
+    schedule = [{"train": ["head"], "epochs": 1}, {"train": ["*"], "plateau": {"monitor": "val/acc"}}]
+    with pytest.raises(ValueError, match=r"phase 1 watches 'val/acc', but logged is train/loss, val/loss"):
+        trainer(GradualUnfreezing(schedule), max_epochs=3).fit(Net(), loader(), loader())
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_plateau_of_training_is_judged_at_the_end_of_each_epoch_beside_a_validation(every: int) -> None:
+    class Mean(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            loss = super().training_step(batch, batch_idx)
+            self.log("train/mean", loss, on_step=False, on_epoch=True)
+            return loss
+
+    plateau = {"monitor": "train/mean", "patience": 1, "min_delta": 9.0}
+    callback = GradualUnfreezing([{"train": ["head"], "plateau": plateau}, {"train": ["*"]}])
+    seen = Seen(lambda *_: callback.phase)
+    trainer(callback, seen, max_epochs=4, check_val_every_n_epoch=every).fit(Mean(), loader(), loader())
+    assert seen.values == [0] * 8 + [1] * 8
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_plateau_of_validation_is_judged_once_a_validation(every: int) -> None:
+    plateau = {"monitor": "val/loss", "patience": 1, "min_delta": 9.0}
+    callback = GradualUnfreezing([{"train": ["head"], "plateau": plateau}, {"train": ["*"]}])
+    seen = Seen(lambda *_: callback.phase)
+    trainer(callback, seen, max_epochs=3 * every, check_val_every_n_epoch=every).fit(Net(), loader(), loader())
+    assert seen.values == [0] * (8 * every) + [1] * (4 * every)
+
+
+@pytest.mark.parametrize(
+    "options", [{"limit_val_batches": 0}, {"barebones": True}, {"limit_train_batches": 0}], ids=str
+)
+def test_where_the_trainer_validates_or_logs_nothing_a_plateau_is_not_judged(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    callback = GradualUnfreezing([{"train": ["head"], "plateau": {"monitor": "val/loss"}}, {"train": ["*"]}])
+    Trainer(callbacks=[callback], accelerator="cpu", max_epochs=2, default_root_dir=tmp_path, **options).fit(
+        Net(), loader(), loader()
+    )
+    assert callback.phase == 0
+
+
+def test_a_schedules_own_blocks_go_to_yaml_and_back(tmp_path: Path) -> None:
+    schedule = FreezeSchedule([Phase(["top"], epochs=1), Phase(["*"])], blocks={"low": ["layers.*"], "top": ["head.*"]})
+    (tmp_path / "own.yaml").write_text(schedule.to_yaml())
+    assert FreezeSchedule.from_yaml(tmp_path / "own.yaml") == schedule
+    seen = Seen(lambda _, module: sum(p.requires_grad for p in module.parameters()))
+    trainer(GradualUnfreezing(tmp_path / "own.yaml"), seen, max_epochs=2).fit(Net(), loader())
+    assert seen.values == [2] * 4 + [14] * 4
+
+
+@pytest.mark.parametrize("blocks", ["head", "{head: head}", "[head]"])
+def test_blocks_of_another_kind_in_a_file_are_refused(blocks: str, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(f"phases: [{{train: [head]}}]\nblocks: {blocks}")
+    with pytest.raises(ValueError, match=r"own\.yaml: expected block"):
+        FreezeSchedule.from_yaml(tmp_path / "own.yaml")
 
 
 def test_negative_ramp_steps_are_refused() -> None:

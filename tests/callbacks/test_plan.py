@@ -1,16 +1,23 @@
 """The plan: what each phase trains, what it costs, and that making it leaves no trace."""
 
+import builtins
+import csv
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
-from nets import Net, loader, tensors, trainer
+from nets import Net, Save, loader, tensors, trainer
 from torch import nn
 from torch.optim import SGD
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_ft_callbacks import BlockMap, DiscriminativeLR, FineTuningPlan, GradualUnfreezing, Phase
 from lightning_ft_callbacks.block_costs import BlockCosts, count_costs
+from lightning_ft_callbacks.phase_picture import PhasePicture
 
 COSTS = BlockCosts({"a": 10, "b": 20, "c": 30, "d": 0}, {"a": 1, "b": 2, "c": 4, "d": 8}, other=0)
 
@@ -89,7 +96,7 @@ def test_the_plan_says_what_each_phase_trains() -> None:
     assert first.share == pytest.approx(14 / sum(p.numel() for p in module.parameters()))
     assert plan.never_trained == ("layers.0",)
     assert "never trained: layers.0" in str(plan)
-    assert "after 6 steps" in str(plan)
+    assert (first.ends, second.ends) == ("after 2 epochs", "with the fit")  # whatever a last phase's end
 
 
 def test_weights_gradients_and_adams_state_are_counted() -> None:
@@ -106,6 +113,32 @@ def test_it_is_printed_before_the_first_step(capsys: pytest.CaptureFixture[str])
     printed = capsys.readouterr().out
     assert printed.index("head") < printed.index("first step")
     assert "0.0013" in printed.replace("0.00125", "0.0013")
+
+
+def test_it_is_printed_once_and_by_the_first_rank_alone(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer(GradualUnfreezing("lp_ft"), DiscriminativeLR(0.5), max_epochs=2).fit(Net(), loader())
+    assert capsys.readouterr().out.count("time: operations of a step") == 1
+    monkeypatch.setattr(Trainer, "is_global_zero", False)
+    trainer(GradualUnfreezing("lp_ft"), max_epochs=2).fit(Net(), loader())
+    assert "time: operations of a step" not in capsys.readouterr().out
+
+
+def test_without_rich_it_is_printed_as_text(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = builtins.__import__
+
+    def without_rich(name: str, *arguments: Any, **options: Any) -> Any:
+        if name.partition(".")[0] == "rich":
+            raise ImportError(name)
+        return real(name, *arguments, **options)
+
+    plan = FineTuningPlan.of(Net(), "lp_ft")
+    monkeypatch.setattr(builtins, "__import__", without_rich)
+    plan.show()
+    assert capsys.readouterr().out == f"{plan}\n"
 
 
 def test_making_it_leaves_no_trace() -> None:
@@ -126,6 +159,46 @@ def test_making_it_leaves_no_trace() -> None:
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
+def test_making_it_draws_nothing_from_the_data_and_logs_nothing(tmp_path: Path) -> None:
+    class Drawing(Dataset):
+        def __init__(self) -> None:
+            self.generator = np.random.default_rng(0)
+
+        def __len__(self) -> int:
+            return 16
+
+        def __getitem__(self, index: int) -> Any:
+            return torch.tensor(self.generator.normal(size=6), dtype=torch.float32), index % 2
+
+    class Logging(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            assert self.logger is not None
+            self.logger.log_metrics({"mine": 1.0}, step=self.global_step)
+            return super().training_step(batch, batch_idx)
+
+    results = []
+    for name, callbacks in (("without", []), ("with", [GradualUnfreezing("full")])):
+        torch.manual_seed(0)
+        module, logger = Logging(lambda parameters: SGD(parameters, lr=0.1)), CSVLogger(tmp_path, name)
+        trainer(*callbacks, max_epochs=1, logger=logger).fit(module, DataLoader(Drawing(), batch_size=8))
+        with (Path(logger.log_dir) / "metrics.csv").open(newline="") as stream:
+            num_rows = sum(bool(row["mine"]) for row in csv.DictReader(stream))
+        results.append(tensors(module) | {"rows": torch.tensor(num_rows)})
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+def test_of_a_run_resumed_within_a_ramp_it_says_the_full_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[FineTuningPlan] = []
+    monkeypatch.setattr(FineTuningPlan, "show", lambda plan: plans.append(plan))
+    schedule = [Phase(["head"], steps=4), Phase(["*"])]
+    for checkpoint in (None, tmp_path / "step6.ckpt"):
+        callbacks = [GradualUnfreezing(schedule, ramp_steps=20), DiscriminativeLR(0.5), Save(tmp_path)]
+        trainer(*callbacks, max_epochs=3).fit(
+            Net(), loader(), ckpt_path=checkpoint, weights_only=True if checkpoint else None
+        )
+    assert [[phase.lrs for phase in plan.phases] for plan in plans] == [[(0.01, 0.01), (0.00125, 0.01)]] * 2
+
+
 def test_a_step_that_does_not_run_on_a_copy_costs_nobody_anything(capsys: pytest.CaptureFixture[str]) -> None:
     class Picky(Net):
         def __deepcopy__(self, memo: Any) -> Any:
@@ -143,6 +216,24 @@ def test_the_picture_is_drawn_beside_the_log(tmp_path: Any) -> None:
     with Image.open(tmp_path / "lightning_logs" / "version_0" / "phases.png") as picture:
         pixels = torch.tensor(list(picture.convert("RGB").getdata()))
     assert len(pixels.unique(dim=0)) > 20  # drawn, and in colours
+
+
+def test_the_picture_shows_the_first_block_lowest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from matplotlib.axes import Axes
+
+    drawn: list[Any] = []
+    real = Axes.pcolormesh
+    monkeypatch.setattr(Axes, "pcolormesh", lambda *args, **options: (drawn.append(args), real(*args, **options))[1])
+    picture = PhasePicture(["low", "head"])
+    picture.add(1, {"head": 0.1})
+    picture.add(2, {"low": 0.05, "head": 0.2})
+    assert picture.draw(tmp_path / "phases.png")
+    axes, edges, _, values = drawn[0]  # the next is the colour bar
+    assert list(edges)[:2] == [1, 2]
+    assert values[1].tolist() == [0.1, 0.2]
+    assert np.isnan(values[0, 0])
+    assert values[0, 1] == 0.05
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["low", "head"]
 
 
 def test_a_resumed_run_draws_the_whole_fit(tmp_path: Any) -> None:

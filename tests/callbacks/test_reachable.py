@@ -31,12 +31,19 @@ def fitted(schedule: Any, **options: Any) -> GradualUnfreezing:
         ([Phase(["*"], plateau=Plateau("a")), Phase(["*"], epochs=1), Phase(["*"])], 2, [0, 0, 1]),
         ([Phase(["*"], epochs=99), Phase(["*"])], inf, [0, 99]),
         ([Phase(["*"], epochs=3), Phase(["*"], epochs=1), Phase(["*"])], 2, [0, None, None]),
+        ([*[Phase(["*"], steps=1)] * 4, Phase(["*"])], 1, [0, 0.25, 0.5, 0.75, None]),
     ],
 )
 def test_a_phase_begins_at_the_earliest_where_those_before_it_end(
     phases: list[Phase], epochs: float, starts: list[float | None]
 ) -> None:
     assert phase_starts(FreezeSchedule(phases), epochs, steps_per_epoch=4) == starts
+
+
+def test_steps_add_up_exactly_over_an_epoch_that_no_float_divides() -> None:
+    schedule = FreezeSchedule([*[Phase(["*"], steps=1)] * 10, Phase(["*"])])
+    assert phase_starts(schedule, 1.0, 10.0)[-2:] == [0.9, None]
+    assert phase_starts(schedule, 1.1, 10.0)[-1] == 1.0
 
 
 @pytest.mark.parametrize("unknown", [inf, nan])
@@ -99,6 +106,8 @@ def test_of_a_preset_phases_beyond_the_end_are_printed(caplog: pytest.LogCapture
         {"limit_train_batches": 1},
         {"limit_train_batches": 2},
         {"limit_train_batches": 0.5},
+        {"limit_val_batches": 0},
+        {"limit_val_batches": 2},
     ],
     ids=str,
 )

@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 from nets import Net, Seen, loader, tensors, trainer
 from torch import nn
 from torch.optim import SGD
+from torch.utils.checkpoint import checkpoint
 
 from lightning_ft_callbacks import BlockMap, DiscriminativeLR, GradualUnfreezing
 from lightning_ft_callbacks.best_weights import BestWeights
@@ -251,8 +253,6 @@ def test_validate_before_fit_and_a_second_fit_work() -> None:
 
 
 def test_a_reentrant_checkpoint_above_a_frozen_part_is_refused() -> None:
-    from torch.utils.checkpoint import checkpoint
-
     class Checkpointed(Net):
         reentrant = True
 
@@ -269,6 +269,49 @@ def test_a_reentrant_checkpoint_above_a_frozen_part_is_refused() -> None:
     before = tensors(module)
     trainer(GradualUnfreezing(schedule), max_epochs=1).fit(module, loader())
     assert not torch.equal(before["layers.2.0.weight"], module.layers[2][0].weight)
+
+
+def test_a_reentrant_checkpoint_is_refused_though_its_block_holds_more_than_it() -> None:
+    class Checkpointed(Net):
+        def forward(self, inputs: Any) -> Any:
+            for layer in self.layers:
+                inputs = checkpoint(layer, inputs, use_reentrant=True)
+            return self.head(inputs)
+
+    blocks = {"low": ["layers.0", "layers.1"], "top": ["layers.2", "head"]}
+    with pytest.raises(RuntimeError, match="no gradient reaches top"):
+        trainer(GradualUnfreezing([{"train": ["top"]}], blocks=blocks), max_epochs=1).fit(Checkpointed(), loader())
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_in_manual_optimization_gradients_are_looked_for_at_the_end_of_the_batch(lost: bool) -> None:
+    class Adversarial(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+            self.generator, self.critic = nn.Linear(6, 6), nn.Linear(6, 1)
+
+        def training_step(self, batch: Any, *_: Any) -> None:
+            generating, judging = self.optimizers()  # type: ignore[misc]
+            with torch.no_grad():
+                fake = self.generator(batch[0])
+            judging.zero_grad()
+            self.manual_backward(self.critic(fake).mean() - self.critic(batch[0]).mean())
+            judging.step()
+            fake = checkpoint(self.generator, batch[0].requires_grad_(not lost), use_reentrant=True)
+            self.manual_backward(-self.critic(fake).mean())
+            generating.step()
+            generating.zero_grad()
+
+        def configure_optimizers(self) -> Any:
+            return [SGD(part.parameters(), lr=0.01) for part in (self.generator, self.critic)]
+
+    fit = trainer(GradualUnfreezing("full"), max_epochs=1)
+    if not lost:
+        fit.fit(Adversarial(), loader())
+        return
+    with pytest.raises(RuntimeError, match="no gradient reaches generator"):
+        fit.fit(Adversarial(), loader())
 
 
 def test_restore_best_ends_each_phase_with_its_best_weights() -> None:
