@@ -1,0 +1,248 @@
+"""What FrozenPrefixCache gains: whole schedules beside full fine-tuning over as many epochs, and epochs of the head.
+
+    python tests/benchmarks/unfreezing.py [--rows N] [--test-rows N] [--seeds N] [--only schedules|head]
+
+MiniLM learns film reviews with FineTuner's defaults, each time in a fresh process, whose peak memory is told; the
+contenders of a seed follow one another. An epoch lasts until the next one begins, so that filling the cache counts.
+Nothing is validated; the accuracy is that of a test afterwards.
+
+`to-full` trains the head, then a quarter of the layers too (rounded up), then half, and in one last epoch all;
+`never-full` leaves that epoch out. Lightning's BackboneFinetuning can say two phases only: the head, then all.
+finetuning-scheduler is there where it is installed, as in the environment of `make conformance`.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from importlib.util import find_spec
+from itertools import pairwise
+from math import ceil, nan, sqrt
+from pathlib import Path
+from statistics import mean, median, stdev
+from time import perf_counter, process_time
+from typing import Any
+
+import pandas as pd
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import BackboneFinetuning
+from random_texts import RandomTextData, RandomTexts
+from rich.console import Console
+from rich.table import Table
+from text_speed import MODEL, REVIEWS
+from throughput import silence
+from torch.optim import AdamW
+from unfreezing_speed import peak_memory
+
+from lightning_ft import FineTuner, SequenceClassificationHead, TextClassificationData, TransformersBackbone
+from lightning_ft.resources import resolve
+from lightning_ft_callbacks import BlockMap, FrozenPrefixCache, GradualUnfreezing
+from lightning_ft_callbacks.block_costs import BlockCosts, count_costs
+
+SHARES = {"to-full": (0, 1 / 4, 1 / 2, 1), "never-full": (0, 1 / 4, 1 / 2), "head": (0,), "head-128": (0,)}
+HEAD_GOALS = {"head": 10, "head-128": 30}
+CONTENDERS = [f"to-full/{tool}" for tool in ("full", "lightning", "scheduler", "uncached", "cached")]
+CONTENDERS += [f"never-full/{tool}" for tool in ("full", "uncached", "cached")]
+HEADS = [f"{texts}/{tool}" for texts in HEAD_GOALS for tool in ("uncached", "cached")]
+
+Training = dict[str, Any]  # "seconds" and "cpu" [s] of each epoch, "peak" memory [kB], "accuracy"
+Phases = list[tuple[Sequence[str], int]]  # the names of the trained blocks, and epochs
+
+
+def main() -> None:
+    """Measure, and print tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1600, help="texts to train on (default: %(default)s)")
+    parser.add_argument("--test-rows", type=int, default=4000, help="texts to test on (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each contender (default: %(default)s)")
+    parser.add_argument("--epochs-per-phase", type=int, default=3, help="(default: %(default)s); thrice for the head")
+    parser.add_argument("--only", choices=("schedules", "head"), help="one part alone")
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS, help="default: all")
+    parser.add_argument("--train", nargs=3, help=argparse.SUPPRESS)  # contender, seed, folder: that training alone
+    options = parser.parse_args()
+    if options.train:
+        name, seed, folder = options.train
+        with silence():
+            training = train(name, int(seed), folder, options)
+        print(json.dumps(training))
+        return
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    with tempfile.TemporaryDirectory() as folder:
+        reviews: Any = pd.read_csv(resolve(REVIEWS)).query("source == 'rotten_tomatoes'").sample(frac=1, random_state=0)
+        reviews[: options.test_rows].to_csv(Path(folder) / "test.csv", index=False)
+        reviews[options.test_rows :][: options.rows].to_csv(Path(folder) / "train.csv", index=False)
+        if options.only != "head":
+            asked = {*options.contenders, *(f"{name.split('/')[0]}/full" for name in options.contenders)}
+            if find_spec("finetuning_scheduler") is None:
+                asked.discard("to-full/scheduler")
+                console.print("to-full/scheduler: finetuning-scheduler is not installed here")
+            names, costs = operations(folder, options)
+            for schedule, shares in SHARES.items():
+                trained = [
+                    sum(costs.operations[name] for name in phase) for phase, _ in phases_of(f"{schedule}/", names, 1)
+                ]
+                said = ", ".join(f"{cost / sum(costs.operations.values()):.3f}" for cost in trained)
+                console.print(f"{schedule}: phases of {len(shares)} train {said} of all operations")
+            found = measure([name for name in CONTENDERS if name in asked], folder, options)
+            console.print(gains(found, {name: ceiling(name, names, costs, options.epochs_per_phase) for name in found}))
+        if options.only != "schedules":
+            console.print(head_gains(measure(HEADS, folder, options)))
+
+
+def measure(contenders: Sequence[str], folder: str, options: argparse.Namespace) -> dict[str, list[Training]]:
+    """Return the trainings of each contender, a seed after the other."""
+    found: dict[str, list[Training]] = {name: [] for name in contenders}
+    same = [f"--rows={options.rows}", f"--epochs-per-phase={options.epochs_per_phase}"]
+    for seed in range(options.seeds):
+        for name in [*contenders[seed % len(contenders) :], *contenders[: seed % len(contenders)]]:
+            command = [sys.executable, __file__, *same, "--train", name, str(seed), folder]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            found[name].append(json.loads(done.stdout.splitlines()[-1]))
+            print(f"seed {seed}, {name}: {done.stdout.splitlines()[-1]}", file=sys.stderr, flush=True)
+    return found
+
+
+class EpochClock(Callback):
+    """Notes the time at the start of each epoch, and at the end of all."""
+
+    def __init__(self) -> None:
+        self.marks: list[tuple[float, float]] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Note the time."""
+        self.marks.append((perf_counter(), process_time()))
+
+    on_train_end = on_train_epoch_start
+
+
+def train(name: str, seed: int, folder: str, options: argparse.Namespace) -> Training:
+    """Train one contender in this process."""
+    schedule, tool = name.split("/")
+    seed_everything(seed)
+    module, data = parts(schedule, folder, options.rows, optimizer=trained_only if tool == "scheduler" else AdamW)
+    blocks, clock = BlockMap.of(module), EpochClock()
+    phases = phases_of(name, blocks.names, options.epochs_per_phase)
+    trainer = Trainer(
+        max_epochs=sum(epochs for _, epochs in phases),
+        accelerator="cpu",
+        logger=False,
+        limit_val_batches=0,
+        enable_checkpointing=tool == "scheduler",  # which cannot do without
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[clock, *callbacks(tool, phases, blocks)],
+    )
+    trainer.fit(module, datamodule=data)
+    peak = peak_memory()
+    score = nan if schedule in HEAD_GOALS else trainer.test(module, datamodule=data, verbose=False)[0]["test/accuracy"]
+    times = [[b - a for a, b in pairwise(marks)] for marks in zip(*clock.marks, strict=True)]
+    return {"seconds": times[0], "cpu": times[1], "peak": peak, "accuracy": score}
+
+
+def parts(schedule: str, folder: str, rows: int, **arguments: Any) -> tuple[FineTuner, LightningDataModule]:
+    """Return a new module and its data."""
+    module = FineTuner(TransformersBackbone(MODEL), partial(SequenceClassificationHead, num_classes=2), **arguments)
+    tokenizer: Any = module.backbone.tokenizer
+    if schedule == "head-128":
+        return module, RandomTextData(RandomTexts(rows, 128, len(tokenizer)), 32)
+    files = [f"{folder}/{part}.csv" for part in ("train", "test", "test")]
+    return module, TextClassificationData(*files, tokenizer=tokenizer, batch_size=32)
+
+
+def phases_of(name: str, names: Sequence[str], epochs: int) -> Phases:
+    """Return what a contender trains in each phase."""
+    schedule, tool = name.split("/")
+    layers = [block for block in names if ".layer." in block]
+    phases: Phases = []
+    for share in SHARES[schedule]:
+        trained = names if share == 1 else [*layers[len(layers) - ceil(share * len(layers)) :], names[-1]]
+        phases.append((trained, 1 if share == 1 else 3 * epochs if schedule in HEAD_GOALS else epochs))
+    total = sum(length for _, length in phases)
+    return {"full": [(names, total)], "lightning": [phases[0], (names, total - epochs)]}.get(tool, phases)
+
+
+def callbacks(tool: str, phases: Phases, blocks: BlockMap) -> list[Callback]:
+    """Return what makes a tool train the phases."""
+    if tool == "lightning":
+        return [BackboneFinetuning(phases[0][1], backbone_initial_ratio_lr=1.0, should_align=False)]
+    if tool == "scheduler":
+        return scheduler(phases, blocks)
+    ours = [GradualUnfreezing([{"train": list(trained), "epochs": epochs} for trained, epochs in phases])]
+    return {"full": [], "uncached": ours, "cached": [*ours, FrozenPrefixCache()]}[tool]
+
+
+def scheduler(phases: Phases, blocks: BlockMap) -> list[Callback]:
+    """Return finetuning-scheduler's callbacks."""
+    from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint  # pyright: ignore[reportMissingImports]
+
+    schedule, end, known = {}, 0, set()
+    for number, (trained, epochs) in enumerate(phases):
+        end += epochs
+        paths = [path for block in blocks if block.name in {*trained} - known for path in block.paths]
+        schedule[number] = {"params": [rf"{path}\..*" for path in paths], "max_transition_epoch": end, "lr": 2e-4}
+        known |= set(trained)
+    options = {"epoch_transitions_only": True, "restore_best": False, "apply_lambdas_new_pgs": True}
+    return [FinetuningScheduler(schedule, **options), FTSCheckpoint(monitor="train/loss")]
+
+
+def trained_only(groups: Any) -> AdamW:
+    """Return the optimizer of what requires gradients, as finetuning-scheduler needs it."""
+    return AdamW([group | {"params": [p for p in group["params"] if p.requires_grad]} for group in groups])
+
+
+def operations(folder: str, options: argparse.Namespace) -> tuple[Sequence[str], BlockCosts]:
+    """Return the blocks' names and what they cost on a batch."""
+    module, data = parts("to-full", folder, options.rows)
+    data.setup("fit")
+    batch = next(iter(data.train_dataloader()))
+    blocks = BlockMap.of(module)
+    return blocks.names, count_costs(blocks, lambda: module(batch))
+
+
+def ceiling(name: str, names: Sequence[str], costs: BlockCosts, epochs: int) -> float:
+    """Return the operations of full training over a contender's, which fills its cache in the first epoch."""
+    trained = [blocks for blocks, epochs in phases_of(name, names, epochs) for _ in range(epochs)]
+    cached = name.endswith("/cached")
+    return len(trained) / sum(costs.relative_time(names, t, cached=cached and n > 0) for n, t in enumerate(trained))
+
+
+def gains(found: dict[str, list[Training]], ceilings: dict[str, float]) -> Table:
+    """Return how many times as fast as full fine-tuning the contenders were, and how good, paired by seed."""
+    table = Table("contender", "seconds of epochs", "all", "x full", "by processor time", "ceiling", "x full / ceiling")
+    for column in ("accuracy (standard deviation)", "- full (standard error)", "peak"):
+        table.add_column(column)
+    for name, runs in found.items():
+        pairs = list(zip(found[f"{name.split('/')[0]}/full"], runs, strict=True))
+        gain, by_cpu = (median(sum(full[key]) / sum(run[key]) for full, run in pairs) for key in ("seconds", "cpu"))
+        scores, apart = [r["accuracy"] for r in runs], [run["accuracy"] - full["accuracy"] for full, run in pairs]
+        spread, error = ((stdev(v) if len(v) > 1 else nan) for v in (scores, apart))
+        table.add_row(
+            name,
+            " ".join(f"{median(epoch):.1f}" for epoch in zip(*(run["seconds"] for run in runs), strict=True)),
+            f"{median(sum(run['seconds']) for run in runs):.0f}",
+            *(f"{figure:.2f}" for figure in (gain, by_cpu, ceilings[name], gain / ceilings[name])),
+            f"{mean(scores):.4f} ({spread:.4f})",
+            f"{mean(apart):+.4f} ({error / sqrt(len(apart)):.4f})",
+            f"{median(run['peak'] for run in runs) / 1024:.0f} MB",
+        )
+    return table
+
+
+def head_gains(found: dict[str, list[Training]]) -> Table:
+    """Return what an epoch of the head takes after the first."""
+    table = Table("texts", "uncached", "cached", "ratio", "by processor time", "goal", "peaks")
+    for texts, goal in HEAD_GOALS.items():
+        pair = [found[f"{texts}/{tool}"] for tool in ("uncached", "cached")]
+        wall, cpu = ([median(t for run in runs for t in run[key][1:]) for runs in pair] for key in ("seconds", "cpu"))
+        peaks = " ".join(f"{median(run['peak'] for run in runs) / 1024:.0f} MB" for runs in pair)
+        ratios = (f"{slow / fast:.1f}" for slow, fast in (wall, cpu))
+        table.add_row(texts, *(f"{seconds:.3f} s" for seconds in wall), *ratios, f"{goal}", peaks)
+    return table
+
+
+if __name__ == "__main__":
+    main()
