@@ -62,10 +62,14 @@ class SampleStore:
 
     def sample_bytes(self, length: int | None) -> int:
         """Return the bytes of a sample with some tokens."""
-        return sum(
-            _room(prod(shape.of_sample(length)) * dtype.itemsize)
+        return sum(map(_room, self._sizes(length)))
+
+    def _sizes(self, length: int | None) -> list[int]:
+        """Return the bytes of each tensor of a sample with some tokens."""
+        return [
+            prod(shape.of_sample(length)) * dtype.itemsize
             for shape, dtype in zip(self.shapes, self._dtypes, strict=True)
-        )
+        ]
 
     def put(self, samples: Samples, tensors: Sequence[Tensor]) -> None:
         """Keep the samples of a batch that are not there yet.
@@ -107,12 +111,15 @@ class SampleStore:
         for tensor, shape in zip(found, self.shapes, strict=True):
             if padded and shape.token_dims:
                 tensor.zero_()
+        token_dims = [shape.token_dims for shape in self.shapes]
+        sizes = {length: self._sizes(length) for length in {*self.lengths(samples.ids)}}
         for row, (segment, offset, length) in enumerate(self._index[list(samples.ids)].tolist()):
-            room = self.storage.read(segment, offset, self.sample_bytes(length))
+            room = self.storage.read(segment, offset, sum(map(_room, sizes[length])))
             start = 0
-            for tensor, shape in zip(found, self.shapes, strict=True):
-                part = _without_padding(tensor[row], shape.token_dims, samples, row)
-                size = part.numel() * part.element_size()
+            for tensor, dims, size in zip(found, token_dims, sizes[length], strict=True):
+                part = tensor[row]
+                if dims:
+                    part = _without_padding(part, dims, samples, row)
                 part.copy_(room[start : start + size].view(part.dtype).view(part.shape))
                 start += _room(size)
         return [
