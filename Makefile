@@ -30,6 +30,7 @@ benchmarks: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/throughput.py
 	$(BIN)/python tests/benchmarks/sentiment.py
 	$(BIN)/python tests/benchmarks/unfreezing_speed.py
+	$(BIN)/python tests/benchmarks/unfreezing.py
 	$(BIN)/python tests/benchmarks/plan_memory.py
 
 # Other tools stay out of the environment that the tests run in; what both need is seen, not installed twice.
