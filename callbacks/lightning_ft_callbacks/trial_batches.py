@@ -1,6 +1,7 @@
 """TrialBatches: a fit's training data once more, round and round, without touching the fit's own loaders."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from copy import copy, deepcopy
 from typing import Any
 
@@ -79,11 +80,9 @@ def _twin(loader: Any, shared: dict[int, Any]) -> Any:
     twin = copy(loader)
     memo = shared | {id(loader.dataset): loader.dataset}
     own = vars(twin)
-    # one memo, so that a batch sampler goes on drawing from the sampler beside it
-    for name in ("generator", "sampler", "batch_sampler"):
-        try:
-            own[name] = deepcopy(own.get(name), memo)
-        except TypeError:  # it holds a lock or an iterator, so the test draws from the fit's own and sets it back
-            continue
+    # together, so that a batch sampler goes on drawing from the sampler beside it
+    drawing = {name: own.get(name) for name in ("generator", "sampler", "batch_sampler")}
+    with suppress(TypeError):  # one holds a lock or an iterator: the test draws from the fit's own, which is set back
+        own |= deepcopy(drawing, memo)
     own["_iterator"] = None
     return twin
