@@ -34,6 +34,7 @@ class TrialBatches:
         self._loaders.flattened = [_twin(loader, shared) for loader in loaders.flattened]
         self._loaders.limits = loaders.limits
         self._batches: Iterator[Any] | None = None
+        self._num_read = 0
 
     def next(self) -> Any:
         """Return the next batch, on the module's device; after the last the first comes again.
@@ -41,11 +42,14 @@ class TrialBatches:
         Raises:
             ValueError: If the data gives no batch.
         """
+        if self._num_read >= self._trainer.num_training_batches:  # the loaders do not end at their limits
+            self.close()
         first = self._batches is None
         if self._batches is None:
-            self._batches = iter(self._loaders)
+            self._batches, self._num_read = iter(self._loaders), 0
         try:
             batch, _, _ = next(self._batches)
+            self._num_read += 1
         except StopIteration:
             if first:
                 raise ValueError("there are no training batches to test learning rates on") from None

@@ -16,7 +16,7 @@ from torch.optim import SGD, AdamW
 from torch.optim import lr_scheduler as schedulers
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lightning_ft_callbacks import DiscriminativeLR, GradualUnfreezing, LRFinder
+from lightning_ft_callbacks import DiscriminativeLR, GradualUnfreezing, LRCurve, LRFinder
 from lightning_ft_callbacks.block_callback import BlockCallback
 
 MORE_SCHEDULERS: dict[str, Callable[[Any], Any]] = {
@@ -179,6 +179,7 @@ def test_a_resumed_run_keeps_the_rate_and_ends_as_one_never_stopped(each_phase: 
         assert finder.curve is not None
         assert first.curve is not None
         assert torch.equal(finder.curve.raw, first.curve.raw)
+        assert (finder.found, finder.factor) == (first.found, first.factor)
 
 
 def test_a_second_fit_and_another_module_are_tested_anew() -> None:
@@ -256,10 +257,48 @@ def test_curve_picture_and_table_are_told(tmp_path: Path, capsys: pytest.Capture
     assert test["lr"] == finder.curve.suggest()
     assert test["lr_before"] == 0.01
     assert test["candidates"] == finder.curve.suggestions()
+    assert (test["method"], test["step"], test["phase"], test["applied"]) == ("auto", 0, 0, True)
+    assert test["interval"] == list(finder.curve.interval() or ())
+    assert test["interval"][0] < test["lr"] < test["interval"][1]
+    assert torch.equal(LRCurve.from_dict(test["curve"]).raw, finder.curve.raw)
     with Image.open(tmp_path / "run" / "lr_finder.png") as picture:
         assert len(torch.tensor(list(picture.convert("RGB").getdata())).unique(dim=0)) > 20
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     assert events.Tags()["images"] == ["lr_finder"]
+
+
+def test_other_loggers_get_the_picture_as_they_take_it(tmp_path: Path) -> None:
+    given: list[Any] = []
+
+    class Other(CSVLogger):
+        @property
+        def experiment(self) -> Any:
+            return super().experiment
+
+    class Images(Other):  # as Weights & Biases
+        def log_image(self, key: str, images: list[Any]) -> None:
+            given.append((key, [Path(image).name for image in images]))
+
+    class Client:  # as MLflow's
+        def log_figure(self, run_id: str, figure: Any, name: str) -> None:
+            given.append((run_id, type(figure).__name__, name))
+
+    class Runs(Other):
+        run_id = "run"
+
+        @property
+        def experiment(self) -> Any:
+            return Client()
+
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None: ...
+
+        def save(self) -> None: ...
+
+        def finalize(self, status: str) -> None: ...
+
+    loggers = [kind(tmp_path, name=kind.__name__, version="run") for kind in (CSVLogger, Images, Runs)]
+    trainer(LRFinder(num_steps=20), max_epochs=1, logger=loggers).fit(Net(), data())
+    assert given == [("lr_finder", ["lr_finder.png"]), ("run", "Figure", "lr_finder.png")]
 
 
 class Stream(IterableDataset):
@@ -318,7 +357,7 @@ class Fetching(Net):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (NaN, "loss of NaN is nan at the first step already"),
+        (NaN, "loss of NaN is nan at the first step already.*look at the data"),
         (lambda: Net(WithoutLR), "WithoutLR has no lr"),
         (lambda: Net(lambda parameters: SGD(parameters, lr=0.0)), "is 0, and no factor changes that"),
         (Fetching, "takes dataloader_iter"),
