@@ -92,8 +92,8 @@ def test_a_phase_that_begins_with_the_last_batch_of_an_epoch_accumulates_too() -
 
     finder = LRFinder(num_steps=STEPS, apply=False, min_lr=1e-5, each_phase=True)
     callbacks = [GradualUnfreezing([{"train": ["head"], "steps": 3}, {"train": ["*"]}]), Around(), finder, Around()]
-    # ten batches: steps after the third, the sixth, the ninth, and the last, which stands alone
-    trainer(*callbacks, max_epochs=2, accumulate_grad_batches=3).fit(Watched(), loader(64))
+    # of ten batches the ninth ends the third step, so that the second phase begins with the last
+    trainer(*callbacks, max_epochs=2, accumulate_grad_batches=3).fit(Watched(), loader(80))
     (batches_before, before), (batches_after, after) = in_tests[-2:]
     assert (batches_after - batches_before, after - before) == (3 * STEPS, STEPS)
 
