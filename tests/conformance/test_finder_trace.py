@@ -229,6 +229,8 @@ class Telling(Net):
         if self.told:
             self.trainer.should_stop = True
             self.trainer.datamodule.seen += 1
+            self.log("told", float(batch_idx), prog_bar=True)
+            assert self.trainer.callback_metrics["told"] == self.trainer.progress_bar_metrics["told"]
             self.logger.experiment.log_metrics({"told": batch_idx}, step=0)
         return loss
 
@@ -277,6 +279,7 @@ def test_a_test_in_a_batch_leaves_metrics_gradients_and_the_wish_to_stop(tmp_pat
     fit.fit(module, datamodule=Counted())
     assert seen[0]["metrics"]
     same(*seen)
+    assert "told" not in seen[1]["metrics"]
     assert "told" not in (Path(fit.logger.log_dir) / "metrics.csv").read_text().splitlines()[0].split(",")
 
 
@@ -299,6 +302,22 @@ def test_each_worker_of_a_test_has_ended_after_it() -> None:
     assert len(before) == 2
     assert len(within) == 4
     assert after == before
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_workers_of_a_test_that_fails_end_though_somebody_holds_the_error(persistent: bool) -> None:
+    class Failing(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            started.append(len(multiprocessing.active_children()))
+            raise RuntimeError(f"no step {batch_idx} of {len(batch)}")
+
+    started: list[int] = []
+    data = DataLoader(SAMPLES, 8, num_workers=2, persistent_workers=persistent)
+    with pytest.raises(RuntimeError, match="no step") as held:
+        trainer(LRFinder(num_steps=20), max_epochs=1).fit(Failing(), data)
+    assert started == [4]
+    assert held.tb is not None
+    assert not multiprocessing.active_children()
 
 
 def test_ctrl_c_leaves_neither_workers_nor_a_trace() -> None:
