@@ -98,7 +98,8 @@ def _cut(network: nn.Module, inputs: Mapping[str, Tensor], samples: Samples, blo
             cut = PrefixCut(block_map, block)
             cut.check()
             watch = PrefixWatch(partial(_run, network), inputs, samples, padded=True)
-            watch.learn([cut])
+            if refusals := watch.learn([cut]):
+                raise refusals[block]
             known[block] = cut
         known[block].check()
     except CannotCacheError as error:

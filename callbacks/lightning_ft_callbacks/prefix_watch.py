@@ -1,6 +1,6 @@
 """PrefixWatch: finds out on one batch what crosses a cut, and proves that a step from there on gives the same."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from lightning_ft_callbacks.sample_store import SampleStore
 from lightning_ft_callbacks.storage import Budget, Storage
 
 Step = Callable[[Any, Sequence[PrefixPass]], Any]
+EXACT = 1e-6
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 COARSE = 2e-2  # of bf16 and fp16
 OUT_OF_LINE = (
@@ -47,48 +48,62 @@ class PrefixWatch:
         self._padded = padded
         self._zeros = Zeros()
 
-    def learn(self, cuts: Sequence[PrefixCut], replayed: Callable[[Any, Samples], Any] | None = None) -> None:
-        """Find what crosses each cut, and make sure that nothing else does.
+    def learn(
+        self, cuts: Sequence[PrefixCut], replayed: Callable[[Any, Samples], Any] | None = None
+    ) -> dict[str, CannotCacheError]:
+        """Find what crosses each cut, and make sure that nothing else does; whole runs serve all cuts together.
 
         Args:
             cuts: The cuts, whose crossings, shapes and placeholders are set.
-            replayed: Makes of the batch what the step is given once it begins at the cut.
+            replayed: Makes of the batch what the step is given once it begins at a cut.
 
-        Raises:
-            CannotCacheError: If a cut cannot be used, with what to change.
+        Returns:
+            Why some cuts cannot be used, with what to change, by their block.
         """
         passes = [_RecordingPass(cut, self._samples) for cut in cuts]
         truth = self._step(self._batch, passes)
-        for recorded in passes:
-            self._mark(recorded, truth)
-        self._see_another_size(cuts)
-        for recorded in passes:
-            self._prove(recorded, truth, replayed)
+        refusals: dict[str, CannotCacheError] = {}
 
-    def _mark(self, recorded: "_RecordingPass", truth: Any) -> None:
-        """Find what crosses a cut: what upper modules read, and what lower ones made and is read beside that."""
+        def each(do: Callable[["_RecordingPass"], None]) -> None:
+            for recorded in [one for one in passes if one.cut.block not in refusals]:
+                try:
+                    do(recorded)
+                except CannotCacheError as error:
+                    refusals[recorded.cut.block] = error
+
+        each(self._mark)
+        seen = self._another_size([cut for cut in cuts if cut.block not in refusals])
+        each(lambda recorded: self._follow(recorded.cut, seen))
+        each(lambda recorded: self._prove(recorded, truth, replayed))
+        return refusals
+
+    def _mark(self, recorded: "_RecordingPass") -> None:
+        """Find what crosses a cut: what upper modules read, or after random numbers what lower ones made."""
         cut = recorded.cut
-        cut.crossings = []
         if not recorded.drew_before_upper:
             marking = _MarkingPass(cut, self._samples, recorded.calls, self._zeros)
             self._step(self._batch, [marking])
-            cut.crossings = marking.crossings
+            self._cross(recorded, marking.crossings)
         elif recorded.drew_before_end_of_lower:
             raise CannotCacheError(
                 f"random numbers are drawn before {cut.block}: take augmentation or dropout out of what lies below it"
             )
-        for call in reversed(range(len(recorded.outputs))):
-            kept = [recorded.leaf(place) for place in cut.crossings]
-            found = self._step(self._batch, [ReplayingPass(cut, self._samples, kept, self._zeros)])
-            if _close(truth, found, 1e-6):
-                break
-            # a dropout stands between the two sides, or an output is a result itself: then the last ones are kept
-            tensors = [index for index, leaf in enumerate(recorded.outputs[call]) if isinstance(leaf, Tensor)]
-            cut.crossings = [*(("lower", call, index) for index in tensors), *cut.crossings]
-        cut.shapes = [SampleShape(recorded.leaf(place), self._samples) for place in cut.crossings]
+        else:  # a dropout stands between the two sides
+            self._cross(recorded, recorded.results(len(recorded.outputs) - 1))
 
     def _prove(self, recorded: "_RecordingPass", truth: Any, replayed: Callable[[Any, Samples], Any] | None) -> None:
         """Run the step from what a store gives back, and compare."""
+        if _close(truth, self._again(recorded, replayed), EXACT):
+            return
+        self._add_results(recorded, truth)
+        kept = [recorded.leaf(place) for place in recorded.cut.crossings]
+        kinds = {tensor.dtype for tensor in [*tree_leaves(truth), *kept] if _is_float(tensor)} | {self._dtype}
+        tolerance = max((TOLERANCE.get(kind, COARSE) for kind in kinds if kind is not None), default=0.0)
+        if not _close(truth, self._again(recorded, replayed), tolerance):
+            raise CannotCacheError(OUT_OF_LINE.format(what="the result", block=recorded.cut.block))
+
+    def _again(self, recorded: "_RecordingPass", replayed: Callable[[Any, Samples], Any] | None) -> Any:
+        """Return the result of the step from a cut on, as it will be from what is kept."""
         cut, samples = recorded.cut, self._samples
         kept = [recorded.leaf(place) for place in cut.crossings]
         if not self._padded:
@@ -97,27 +112,43 @@ class PrefixWatch:
             store.put(samples, kept)
             kept = [back.to(true.device) for back, true in zip(store.get(samples), kept, strict=True)]
         batch = self._batch if replayed is None else replayed(self._batch, samples)
-        found = self._step(batch, [ReplayingPass(cut, samples, kept, self._zeros)])
-        kinds = {tensor.dtype for tensor in [*tree_leaves(truth), *kept] if _is_float(tensor)} | {self._dtype}
-        tolerance = max(TOLERANCE.get(kind, COARSE) for kind in kinds if kind is not None) if kinds - {None} else 0.0
-        if not _close(truth, found, tolerance):
-            raise CannotCacheError(OUT_OF_LINE.format(what="the result", block=cut.block))
+        return self._step(batch, [ReplayingPass(cut, samples, kept, self._zeros)])
 
-    def _see_another_size(self, cuts: Sequence[PrefixCut]) -> None:
+    def _add_results(self, recorded: "_RecordingPass", truth: Any) -> None:
+        """Let outputs of lower modules cross too, the last ones first, until the step gives what it gave."""
+        cut = recorded.cut
+        for call in reversed(range(len(recorded.outputs))):
+            kept = [recorded.leaf(place) for place in cut.crossings]
+            found = self._step(self._batch, [ReplayingPass(cut, self._samples, kept, self._zeros)])
+            if _close(truth, found, EXACT):
+                break
+            self._cross(recorded, [place for place in recorded.results(call) if place not in cut.crossings])
+        self._follow(cut, self._another_size([cut]))
+
+    def _cross(self, recorded: "_RecordingPass", places: Sequence[Crossing]) -> None:
+        """Let leaves cross beside those that do."""
+        cut = recorded.cut
+        cut.crossings = [*places, *cut.crossings]
+        cut.shapes = [*(SampleShape(recorded.leaf(place), self._samples) for place in places), *cut.shapes]
+
+    def _another_size(self, cuts: Sequence[PrefixCut]) -> dict[str, CapturingPass]:
         """Run a part of the batch, so that a size that is by chance another one is not taken for it."""
         batch, samples = smaller(self._batch, self._samples)
-        passes = [CapturingPass(cut, samples) for cut in cuts]
+        passes = {cut.block: CapturingPass(cut, samples) for cut in cuts}
         try:
-            self._step(batch, passes)
-        except CannotCacheError:
-            raise
+            self._step(batch, [*passes.values()])
         except Exception:  # a foreign step may not take it; then all sizes stay as this batch has them
+            return {}
+        return passes
+
+    def _follow(self, cut: PrefixCut, seen: Mapping[str, CapturingPass]) -> None:
+        """Learn a cut's shapes from another run."""
+        if (other := seen.get(cut.block)) is None:
             return
-        for seen in passes:
-            if seen.refusal:
-                raise seen.refusal
-            for shape, place in zip(seen.cut.shapes, seen.cut.crossings, strict=True):
-                shape.see(seen.captured[place], samples, f"what is read above {seen.cut.block}")
+        if other.refusal:
+            raise other.refusal
+        for shape, place in zip(cut.shapes, cut.crossings, strict=True):
+            shape.see(other.captured[place], other.samples, f"what is read above {cut.block}")
 
 
 class _RecordingPass(CapturingPass):
@@ -133,6 +164,7 @@ class _RecordingPass(CapturingPass):
     def attach(self) -> None:
         """Begin to listen, and note the state of random numbers."""
         self.cut.placeholders.clear()
+        self.cut.crossings, self.cut.shapes = [], []
         self._before = _collect_rng_states(include_cuda=True)
         super().attach()
 
@@ -140,6 +172,12 @@ class _RecordingPass(CapturingPass):
         """Return what crossed at a place."""
         side, call, index = place
         return (self.calls if side == "upper" else self.outputs)[call][index]
+
+    def results(self, call: int) -> list[Crossing]:
+        """Return the places of the tensors that a lower module's call returned."""
+        if not 0 <= call < len(self.outputs):
+            return []
+        return [("lower", call, index) for index, leaf in enumerate(self.outputs[call]) if isinstance(leaf, Tensor)]
 
     def crossing(self, call: int, leaves: list[Any]) -> list[Any] | None:
         """Take everything."""
@@ -173,7 +211,7 @@ class _MarkingPass(ReplayingPass):
         given = list(leaves)
         for index, (true, leaf) in enumerate(zip(self._calls[call], leaves, strict=True)):
             if isinstance(true, Tensor):
-                if not isinstance(leaf, Tensor) or not _close(true, leaf, 1e-6):
+                if not isinstance(leaf, Tensor) or not _close(true, leaf, EXACT):
                     self.crossings.append(("upper", call, index))
                     given[index] = true
             elif isinstance(true, int | float | str | bool | None) and true != leaf:

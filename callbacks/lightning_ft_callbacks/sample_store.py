@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lightning_ft_callbacks.sample_shapes import CannotCacheError, Samples, SampleShape
 from lightning_ft_callbacks.storage import Storage
@@ -106,26 +107,19 @@ class SampleStore:
             samples: Samples that are there.
         """
         self._follow_shapes()
-        found = [torch.empty(shape.size(samples), dtype=d) for shape, d in zip(self.shapes, self._dtypes, strict=True)]
-        padded = samples.lengths is not None and any(length < (samples.num_tokens or 0) for length in samples.lengths)
-        for tensor, shape in zip(found, self.shapes, strict=True):
-            if padded and shape.token_dims:
-                tensor.zero_()
-        token_dims = [shape.token_dims for shape in self.shapes]
-        sizes = {length: self._sizes(length) for length in {*self.lengths(samples.ids)}}
-        for row, (segment, offset, length) in enumerate(self._index[list(samples.ids)].tolist()):
-            room = self.storage.read(segment, offset, sum(map(_room, sizes[length])))
-            start = 0
-            for tensor, dims, size in zip(found, token_dims, sizes[length], strict=True):
-                part = tensor[row]
-                if dims:
-                    part = _without_padding(part, dims, samples, row)
-                part.copy_(room[start : start + size].view(part.dtype).view(part.shape))
-                start += _room(size)
-        return [
-            tensor if tensor.dtype == shape.dtype else tensor.to(shape.dtype)
-            for tensor, shape in zip(found, self.shapes, strict=True)
-        ]
+        entries = self._index[list(samples.ids)].tolist()
+        sizes = {length: self._sizes(length) for _, _, length in entries}
+        found: list[Tensor] = []
+        for number, (shape, dtype) in enumerate(zip(self.shapes, self._dtypes, strict=True)):
+            parts = {length: shape.of_sample(length) for length in sizes}
+            before = {length: sum(map(_room, size[:number])) for length, size in sizes.items()}
+            views = [
+                self.storage.view(segment, offset + before[length], dtype, parts[length])
+                for segment, offset, length in entries
+            ]
+            batch = _padded(views, shape.token_dims, samples)
+            found.append(batch if dtype == shape.dtype else batch.to(shape.dtype))
+        return found
 
     def lengths(self, ids: Sequence[int]) -> tuple[int, ...]:
         """Return the tokens of samples that are there."""
@@ -148,6 +142,21 @@ class SampleStore:
 def _room(num_bytes: int) -> int:
     """Return bytes, rounded up so that a part of any type can stand behind them."""
     return -(-num_bytes // 8) * 8
+
+
+def _padded(parts: Sequence[Tensor], token_dims: Sequence[int], samples: Samples) -> Tensor:
+    """Return samples' tensors as a batch, with zeros for padding."""
+    if not token_dims:
+        return torch.stack([*parts])
+    if token_dims == (1,) and max(map(len, parts)) == samples.num_tokens:
+        return pad_sequence([*parts], batch_first=True, padding_side="left" if samples.left else "right")
+    rows = list(parts[0].shape)
+    for dim in token_dims:
+        rows[dim - 1] = samples.num_tokens or 0
+    batch = parts[0].new_zeros(len(parts), *rows)
+    for row, part in enumerate(parts):
+        _without_padding(batch[row], token_dims, samples, row).copy_(part)
+    return batch
 
 
 def _without_padding(tensor: Tensor, token_dims: Sequence[int], samples: Samples, row: int) -> Tensor:

@@ -1,8 +1,9 @@
 """Storage: bytes in memory while it lasts, else in files that are mapped into memory."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from math import prod
 from pathlib import Path
 
 import torch
@@ -66,6 +67,7 @@ class Storage:
         self._in_files = in_files
         self._writer = writer
         self._segments: dict[int, Tensor] = {}
+        self._typed: dict[tuple[int, torch.dtype], Tensor] = {}
         self._in_memory = 0
         self._number = 0
         self._end = 0
@@ -84,21 +86,33 @@ class Storage:
         self._end = -(-(offset + num_bytes) // ALIGNMENT) * ALIGNMENT
         return self._key(self._number), offset, segment[offset : offset + num_bytes]
 
-    def read(self, key: int, offset: int, num_bytes: int) -> Tensor:
-        """Return bytes that were reserved, by this process or by another one in a file.
+    def view(self, key: int, offset: int, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+        """Return bytes that were reserved, by this process or by another one in a file, as a tensor; not a copy.
+
+        Args:
+            key: The segment's number.
+            offset: Where the tensor begins in it [byte].
+            dtype: The tensor's type.
+            shape: The tensor's shape.
 
         Raises:
             OSError: If the file is not there.
         """
-        if key not in self._segments:
-            path = self._path(key)
-            self._segments[key] = _mapped(path, path.stat().st_size)
-        return self._segments[key][offset : offset + num_bytes]
+        typed = self._typed.get((key, dtype))
+        if typed is None:
+            if key not in self._segments:
+                path = self._path(key)
+                self._segments[key] = _mapped(path, path.stat().st_size)
+            segment = self._segments[key]
+            typed = self._typed[key, dtype] = segment[: len(segment) // dtype.itemsize * dtype.itemsize].view(dtype)
+        strides = [prod(shape[dim + 1 :]) for dim in range(len(shape))]
+        return typed.as_strided(shape, strides, offset // dtype.itemsize)
 
     def close(self) -> None:
         """Let go of everything; files stay where they are."""
         self._budget.give_back(self._in_memory)
-        self._segments, self._in_memory, self._number, self._end = {}, 0, 0, 0
+        self._segments, self._typed = {}, {}
+        self._in_memory = self._number = self._end = 0
 
     @property
     def num_bytes(self) -> int:
