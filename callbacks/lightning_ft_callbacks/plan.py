@@ -184,7 +184,9 @@ class FineTuningPlan:
             print(self)
             return
         titles, *rows = self.rows()
-        table = Table(*titles)
+        table = Table()
+        for title in titles:
+            table.add_column(title, overflow="fold")  # a name is not cut off where the terminal is narrow
         for row in rows:
             table.add_row(*row)
         console = Console()

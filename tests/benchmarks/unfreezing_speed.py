@@ -203,8 +203,8 @@ def one_change(*, restore_best: bool) -> tuple[float, float]:
 def change(trainer: Trainer, module: Layers, callback: GradualUnfreezing, *, restore_best: bool) -> tuple[float, float]:
     """Return the times [s]."""
     if restore_best:
-        assert callback._best is not None
-        callback._best.keep(callback.trained_blocks)
+        assert callback._fit is not None
+        callback._fit.best.keep(callback.trained_blocks)
     kept, into = deepcopy([p.detach() for p in module.parameters()]), [p.detach() for p in module.parameters()]
     start = perf_counter()
     for target, source in zip(into, kept, strict=True):

@@ -50,6 +50,12 @@ def test_two_ranks_agree_bitwise_and_equal_one_process(
         torch.testing.assert_close(first[name], tensor, rtol=1e-4, atol=1e-5)
 
 
+def test_ranks_whose_metrics_differ_change_phase_together_by_that_of_the_first(tmp_path: Path) -> None:
+    first, second = weights("disputed", tmp_path / "out")
+    assert first["phase"] == second["phase"] == 1
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 @pytest.mark.parametrize("strategy", ["lr_finder", "lr_finder_fsdp2"])
 def test_two_ranks_test_learning_rates_as_one_process(
     strategy: str, one_process: dict[str, Weights], tmp_path: Path

@@ -25,6 +25,8 @@ SCHEDULE = [
     {"train": ["*"]},
 ]
 EPOCHS = 6
+# for rank 0 nothing gets better, for rank 1 everything does
+DISPUTED = [{"train": ["head"], "plateau": {"monitor": "val/own", "patience": 2}}, {"train": ["*"]}]
 
 
 class PowerSGD(DDPStrategy):
@@ -48,6 +50,7 @@ STRATEGIES: dict[str, Any] = {
     "bucket_view": lambda: DDPStrategy(gradient_as_bucket_view=True),
     "powersgd": PowerSGD,
     "fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
+    "disputed": lambda: "ddp",
     "two_optimizers": lambda: "ddp",
     "one_two_optimizers": lambda: "auto",
     "saved": lambda: "ddp",
@@ -82,12 +85,18 @@ class Ranked(Net):
 
     val_dataloader = train_dataloader
 
+    def on_validation_epoch_end(self) -> None:
+        """Log what ranks do not agree on."""
+        self.log("val/own", float(self.current_epoch) * (-1.0 if self.global_rank else 1.0), rank_zero_only=False)
+
     def on_train_end(self) -> None:
         weights: dict[str, Tensor] = {}
         for name, parameter in self.named_parameters():
             value: Any = parameter.detach()
             weights[name] = (value.full_tensor() if isinstance(value, DTensor) else value).clone()
         for callback in self.trainer.callbacks:
+            if isinstance(callback, GradualUnfreezing):
+                weights["phase"] = torch.tensor(callback.phase)
             if isinstance(callback, LRFinder) and callback.curve is not None:
                 found = [entry["lr"] or 0.0 for entry in callback.state_dict()["report"]]  # None: no information
                 weights |= {"curve": callback.curve.raw, "found": torch.tensor(found)}
@@ -150,7 +159,7 @@ def fit(strategy: str, out: Path, *callbacks: Callback, checkpoint: Path | None 
     """Train, from a checkpoint if given."""
     out.mkdir(exist_ok=True)
     trainer(
-        GradualUnfreezing(SCHEDULE, ramp_steps=2),
+        GradualUnfreezing(DISPUTED if strategy == "disputed" else SCHEDULE, ramp_steps=2),
         DiscriminativeLR(0.8),
         *([LRFinder(min_lr=1e-4, max_lr=10.0, num_steps=40, each_phase=True)] if "lr_finder" in strategy else []),
         *callbacks,

@@ -62,6 +62,24 @@ def test_plan_without_unfreezing_is_one_phase_of_all(command: Any, recipe: Any) 
     assert "│ 0     │ all" in result.out
 
 
+def test_plan_takes_a_schedule_from_a_file_and_says_the_line_that_is_broken(
+    command: Any, recipe: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "slow.yaml"
+    file.write_text("- train: [head]\n  epochs: 2\n- train: [backbone.encoder.layer.1, head]\n")
+    result = command("plan", "--config", recipe(str(file)))
+    assert result.code == 0, result.err
+    rows = [line.split("│")[1:3] for line in result.out.splitlines() if line.startswith("│")]
+    assert [number.strip() for number, _ in rows if number.strip()] == ["0", "1"]
+    trained = "".join(blocks.strip() for _, blocks in rows)  # folded where the terminal is narrow
+    assert trained.replace(" ", "") == "headbackbone.encoder.layer.1,head"
+    file.write_text("- train: [head]\n  epochs: 2\n- train: [head\n  epochs: 1\n")
+    result = command("plan", "--config", recipe(str(file)))
+    assert result.code == 2
+    (line,) = (line for line in result.err.splitlines() if line.startswith("lightning-ft: "))
+    assert "slow.yaml, line 4" in line
+
+
 def test_fit_trains_by_the_schedule_and_logs_rates_and_phase(command: Any, recipe: Any, tmp_path: Path) -> None:
     result = command("fit", "--config", recipe("lp_ft"))
     assert result.code == 0, result.err
