@@ -11,6 +11,7 @@ from lightning_ft_callbacks.blocks import BlockMap, BlockSpec
 from lightning_ft_callbacks.freeze_schedule import FreezeSchedule, ScheduleSpec
 from lightning_ft_callbacks.reachable import phase_starts
 
+NAME_WIDTH, PADDING = 8, 3  # of blocks at least, and of each column, in a printed table
 FLOAT_BYTES = 4
 ADAM_STATES = 2
 
@@ -184,12 +185,12 @@ class FineTuningPlan:
             print(self)
             return
         titles, *rows = self.rows()
+        console = Console()
         table = Table()
-        for title in titles:
-            table.add_column(title, overflow="fold")  # a name is not cut off where the terminal is narrow
+        for title, width in zip(titles, _widths(list(zip(titles, *rows, strict=True)), console.width), strict=True):
+            table.add_column(title, overflow="fold", width=width)
         for row in rows:
             table.add_row(*row)
-        console = Console()
         console.print(table)
         for note in self.notes():
             console.print(note)
@@ -202,3 +203,14 @@ class FineTuningPlan:
         if len(trained) > 2 and self.names[first : first + len(trained)] == trained:
             return f"{trained[0]} to {trained[-1]}"
         return ", ".join(trained)
+
+
+def _widths(columns: Sequence[Sequence[str]], room: int) -> list[int]:
+    """Return the widths of a table's columns; in a narrow terminal numbers stay whole, and blocks' names are folded."""
+    wanted = [max(map(len, cells)) for cells in columns]
+    widths = [max(len(word) for cell in cells for word in cell.split()) for cells in columns]
+    widths[1] = min(widths[1], NAME_WIDTH)
+    for column in (1, *range(len(columns))):  # names have what room there is first
+        spare = room - 1 - sum(width + PADDING for width in widths)
+        widths[column] += max(0, min(spare, wanted[column] - widths[column]))
+    return widths

@@ -141,6 +141,23 @@ def test_without_rich_it_is_printed_as_text(
     assert capsys.readouterr().out == f"{plan}\n"
 
 
+@pytest.mark.parametrize("width", [70, 80, 95, 200])
+def test_in_a_narrow_terminal_names_are_folded_and_nothing_is_cut_off(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    module = nn.ModuleDict({f"a_long_name_of_block_{number}": nn.Linear(2000, 1000) for number in range(2)})
+    plan = FineTuningPlan.of(module, [{"train": ["*_1"], "epochs": 1}, {"train": ["*"]}])
+    monkeypatch.setenv("COLUMNS", str(width))
+    plan.show()
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("│", "┃"))]
+    assert all(len(line) <= width for line in table)
+    columns = [
+        "".join(cells).replace(" ", "") for cells in zip(*(line[1:-1].split(line[0]) for line in table), strict=True)
+    ]
+    assert columns == ["".join(cells).replace(" ", "") for cells in zip(*plan.rows(), strict=True)]
+    assert any("4,002,000" in line for line in table)
+
+
 def test_making_it_leaves_no_trace() -> None:
     class Stateful(Net):
         calls = 0
