@@ -60,7 +60,6 @@ class GradualUnfreezing(BlockCallback):
         self.restore_best = restore_best
         self.thaw_frozen = thaw_frozen
         self._fit: PhasedFit | None = None
-        self._trainer: Trainer | None = None
         self._picture: PhasePicture | None = None
         self._restored: dict[str, Any] | None = None
 
@@ -101,7 +100,7 @@ class GradualUnfreezing(BlockCallback):
         """
         super().on_fit_start(trainer, pl_module)
         assert self.block_map is not None
-        before, self._trainer = self._fit, trainer
+        before = self._fit
         schedule = FreezeSchedule.of(self.schedule, self.block_map)
         self._fit = PhasedFit(
             trainer, self.block_map, schedule, restore_best=self.restore_best, thaw_frozen=self.thaw_frozen
@@ -199,9 +198,9 @@ class GradualUnfreezing(BlockCallback):
         """Take what ``state_dict`` returned; the next fit goes on from there, or under FSDP2 the one that has begun."""
         super().load_state_dict(state_dict)
         self._restored = state_dict if "progress" in state_dict else None
-        if self._restored is not None and self._trainer is not None:
+        if self._restored is not None and self._fit is not None and (trainer := self._fit.trainer) is not None:
             self._go_on()
-            self._apply(self._trainer, self._trainer.lightning_module)
+            self._apply(trainer, trainer.lightning_module)
 
     def _show_plan(self, trainer: Trainer, module: LightningModule, schedule: FreezeSchedule) -> None:
         """Print what each phase will train; costs are counted on all ranks, because a step may wait for the others."""
@@ -242,7 +241,6 @@ class GradualUnfreezing(BlockCallback):
                 told(trainer, module, self.phase)
 
     def _release(self) -> None:
-        self._trainer = None
         if self._fit is not None:
             self._fit.release()
 

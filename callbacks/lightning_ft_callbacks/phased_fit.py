@@ -31,6 +31,7 @@ class PhasedFit:
         thaw_frozen: Whether parameters that were frozen before are thawed with their block.
 
     Attributes:
+        trainer: The trainer; None once it is released.
         schedule: The phases.
         trained: The names of the blocks that each phase trains, input first.
         progress: Where in the schedule the fit is.
@@ -47,7 +48,7 @@ class PhasedFit:
         self.trained = schedule.trained(block_map)
         self.progress = PhaseProgress()
         self.best = BestWeights(block_map)
-        self._trainer: Trainer | None = trainer
+        self.trainer: Trainer | None = trainer
         self._block_map = block_map
         self._restore_best = restore_best
         if restore_best:
@@ -71,8 +72,8 @@ class PhasedFit:
         """The blocks that this phase and each later one trains, and for how many epochs; None where that is open."""
         epochs = [phase.epochs for phase in self.schedule.phases]
         number, started = self.progress.phase, self.progress.start_epoch
-        if self._trainer is not None and started is not None and (now := epochs[number]) is not None:
-            epochs[number] = now - (self._trainer.current_epoch - started)
+        if self.trainer is not None and started is not None and (now := epochs[number]) is not None:
+            epochs[number] = now - (self.trainer.current_epoch - started)
         return list(zip(self.trained, epochs, strict=True))[number:]
 
     @property
@@ -108,12 +109,12 @@ class PhasedFit:
 
     def apply(self) -> None:
         """Freeze and thaw for the phase, on all ranks alike."""
-        assert self._trainer is not None
+        assert self.trainer is not None
         if self._averages is None:
-            self._averages = WeightAverages(self._trainer, lambda name: name not in self._changing)
+            self._averages = WeightAverages(self.trainer, lambda name: name not in self._changing)
             allow_recompiles(len(self.schedule.phases))
         if self._freezer.train_only(self.trained_blocks):
-            rebuild(self._trainer)
+            rebuild(self.trainer)
         until_now = {name for names in self.trained[: self.progress.phase + 1] for name in names}
         self._changing = self._freezer.may_change(until_now)
         self._watch.begin()
@@ -153,7 +154,7 @@ class PhasedFit:
             block: The block's name.
             ramp_steps: Optimizer steps from the block's thawing to its full rate.
         """
-        return 1.0 if self._trainer is None else self.progress.ramp(block, self._trainer.global_step, ramp_steps)
+        return 1.0 if self.trainer is None else self.progress.ramp(block, self.trainer.global_step, ramp_steps)
 
     def before_step(self) -> None:
         """Put right what others changed of frozen blocks, and watch the gradients of a phase's first step."""
@@ -174,8 +175,8 @@ class PhasedFit:
         Raises:
             ValueError: If the metric has no value.
         """
-        assert self._trainer is not None
-        self._validated = validation_metrics(self._trainer)
+        assert self.trainer is not None
+        self._validated = validation_metrics(self.trainer)
         if self._metric is not None and self._metric.monitor in self._validated:
             self._judge(self._metric)
 
@@ -185,35 +186,37 @@ class PhasedFit:
         Raises:
             ValueError: If the metric is not logged, with those that are.
         """
-        assert self._trainer is not None
+        assert self.trainer is not None
         metric = self._metric
         if metric is None or metric.monitor in (self._validated or ()):
             return
         # a metric that is not there may be one of a validation to come, but not after one without it
-        due = self._validated is not None or not self._trainer.enable_validation
-        if due or metric.monitor in self._trainer.callback_metrics:
+        due = self._validated is not None or not self.trainer.enable_validation
+        if due or metric.monitor in self.trainer.callback_metrics:
             self._judge(metric)
 
     def release(self) -> None:
-        """Leave flags and modes as they were found."""
+        """Leave flags and modes as they were found, once: later they are the user's."""
+        if self.trainer is None:
+            return
         self._freezer.release()
         if self._averages is not None:
             self._averages.release()
         self._watch.stop()
-        self._averages = self._trainer = None
+        self._averages = self.trainer = None
 
     @property
     def _metric(self) -> Plateau | None:
         """What the phase is judged by."""
-        assert self._trainer is not None
+        assert self.trainer is not None
         phase = self.schedule.phases[self.progress.phase]
         is_last = phase is self.schedule.phases[-1]
-        return metric_of(phase, self._trainer) if self._restore_best and not is_last else phase.plateau
+        return metric_of(phase, self.trainer) if self._restore_best and not is_last else phase.plateau
 
     def _judge(self, metric: Plateau) -> None:
         """Compare the phase's metric with its best, decided on one rank for all."""
-        assert self._trainer is not None
-        value = logged_value(metric, self._trainer, self.progress.phase)
+        assert self.trainer is not None
+        value = logged_value(metric, self.trainer, self.progress.phase)
         if value is None or self.progress.phase == len(self.schedule.phases) - 1:
             return
         if metric.improves(value, self.progress.best):

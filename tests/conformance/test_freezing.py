@@ -163,6 +163,16 @@ def test_after_an_exception_flags_and_modes_are_as_found() -> None:
     assert all(part.training for part in module.modules())
 
 
+def test_what_fails_after_a_fit_leaves_alone_what_its_user_has_set_since() -> None:
+    module, callback = Net(), GradualUnfreezing("lp_ft")
+    trainer(callback, max_epochs=2).fit(module, loader())
+    module.head.requires_grad_(False)
+    module.on_validation_start = lambda: 1 / 0  # type: ignore[method-assign]
+    with pytest.raises(ZeroDivisionError):
+        trainer(callback).validate(module, loader(), verbose=False)
+    assert not any(parameter.requires_grad for parameter in module.head.parameters())
+
+
 @pytest.mark.parametrize("thaw", [False, True])
 def test_what_the_user_froze_stays_frozen_unless_asked(thaw: bool) -> None:
     module = Net()
