@@ -1,6 +1,7 @@
 """CachedFit: the samples of one fit's loaders, what is kept of each, and where a step begins for that."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -104,7 +105,7 @@ class CachedFit:
             self._step = _Step(part, place, batch, batch_idx, ids, unread)
             self._serve(self._step)
 
-    def begin_again(self) -> None:
+    def change_phase(self) -> None:
         """Look again where the step that was begun can begin, now that other blocks are trained."""
         if self._step is not None:
             self._step.part.stop()
@@ -263,15 +264,13 @@ class CachedFit:
         return next((to_come for one in callbacks if (to_come := getattr(one, "phases_to_come", None))), [])
 
 
+@dataclass(slots=True, eq=False)
 class _Step:
     """A step that is under way."""
 
-    def __init__(
-        self, part: PrefixPart, place: Place, batch: Any, batch_idx: int, ids: tuple[int, ...], unread: bool
-    ) -> None:
-        self.part = part
-        self.place = place
-        self.batch = batch
-        self.batch_idx = batch_idx
-        self.ids = ids
-        self.unread = unread
+    part: PrefixPart
+    place: Place
+    batch: Any
+    batch_idx: int
+    ids: tuple[int, ...]
+    unread: bool

@@ -167,7 +167,7 @@ class FrozenPrefixCache(BlockCallback):
     def on_phase_start(self, trainer: Trainer, pl_module: LightningModule, phase: int) -> None:  # noqa: ARG002
         """Look again, where GradualUnfreezing has changed what is trained after the batch came."""
         if self._fit is not None:
-            self._fit.begin_again()
+            self._fit.change_phase()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:  # noqa: ARG002
         """Be ready for an optimizer that runs the step again."""

@@ -103,9 +103,9 @@ class PrefixPart:
             CannotCacheError: If nothing can be kept below the first one, with what to change.
         """
         unread = self._inputs_of(batch, samples)
-        cuts = self._usable_cuts([block for block in blocks if block not in self._stores], blocks[0])
+        cuts = [PrefixCut(self._block_map, block) for block in blocks if block not in self._stores]
         watch = PrefixWatch(step, batch, samples, self._dtype)
-        refusals = watch.learn(cuts, unread.blanked if unread else None) if cuts else {}
+        refusals = watch.learn(cuts, unread.blanked if unread else None)
         if blocks[0] in refusals:
             raise refusals[blocks[0]]
         chosen: list[tuple[str, int]] = []
@@ -267,19 +267,6 @@ class PrefixPart:
         one, other = tree_leaves(first), tree_leaves(second)
         if len(one) != len(other) or not all(map(_equal, one, other)):
             raise CannotCacheError(ANOTHER.format(type(dataset).__name__))
-
-    def _usable_cuts(self, blocks: Sequence[str], needed: str) -> list[PrefixCut]:
-        """Return the cuts below blocks that nothing stands against at first sight."""
-        cuts: list[PrefixCut] = []
-        for cut in (PrefixCut(self._block_map, block) for block in blocks):
-            try:
-                cut.check()
-            except CannotCacheError:
-                if cut.block == needed:
-                    raise
-                continue
-            cuts.append(cut)
-        return cuts
 
     def _compare(self, batch: Any, samples: Samples) -> None:
         """Compare some samples with what they were the first time, augmentation on the device included."""

@@ -96,7 +96,6 @@ def _cut(network: nn.Module, inputs: Mapping[str, Tensor], samples: Samples, blo
     try:
         if block not in known:
             cut = PrefixCut(block_map, block)
-            cut.check()
             watch = PrefixWatch(partial(_run, network), inputs, samples, padded=True)
             if refusals := watch.learn([cut]):
                 raise refusals[block]

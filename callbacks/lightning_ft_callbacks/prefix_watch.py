@@ -53,6 +53,8 @@ class PrefixWatch:
     ) -> dict[str, CannotCacheError]:
         """Find what crosses each cut, and make sure that nothing else does; whole runs serve all cuts together.
 
+        Cuts that ``PrefixCut.check`` refuses take no part in them.
+
         Args:
             cuts: The cuts, whose crossings, shapes and placeholders are set.
             replayed: Makes of the batch what the step is given once it begins at a cut.
@@ -61,18 +63,24 @@ class PrefixWatch:
             Why some cuts cannot be used, with what to change, by their block.
         """
         passes = [_RecordingPass(cut, self._samples) for cut in cuts]
-        truth = self._step(self._batch, passes)
         refusals: dict[str, CannotCacheError] = {}
 
-        def each(do: Callable[["_RecordingPass"], None]) -> None:
-            for recorded in [one for one in passes if one.cut.block not in refusals]:
+        def usable() -> list[_RecordingPass]:
+            return [recorded for recorded in passes if recorded.cut.block not in refusals]
+
+        def each(do: Callable[[_RecordingPass], None]) -> None:
+            for recorded in usable():
                 try:
                     do(recorded)
                 except CannotCacheError as error:
                     refusals[recorded.cut.block] = error
 
+        each(lambda recorded: recorded.cut.check())
+        if not usable():
+            return refusals
+        truth = self._step(self._batch, usable())
         each(self._mark)
-        seen = self._another_size([cut for cut in cuts if cut.block not in refusals])
+        seen = self._another_size([recorded.cut for recorded in usable()])
         each(lambda recorded: self._follow(recorded.cut, seen))
         each(lambda recorded: self._prove(recorded, truth, replayed))
         return refusals

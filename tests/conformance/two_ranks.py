@@ -87,7 +87,7 @@ class Ranked(Net):
 
     def on_validation_epoch_end(self) -> None:
         """Log what ranks do not agree on."""
-        self.log("val/own", float(self.current_epoch) * (-1.0 if self.global_rank else 1.0), rank_zero_only=False)
+        self.log("val/own", float(self.current_epoch) * (-1.0 if self.global_rank else 1.0))
 
     def on_train_end(self) -> None:
         weights: dict[str, Tensor] = {}
