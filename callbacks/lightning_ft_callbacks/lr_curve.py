@@ -1,7 +1,7 @@
 """LRCurve: the loss against the learning rate, and the rates that it suggests."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from math import isfinite
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_ft_callbacks.lr_suggestions import METHODS, fallen
+from lightning_ft_callbacks.short_list import chosen
 
 SMOOTHING = 0.98
 FEWEST = 10
@@ -28,6 +29,8 @@ class LRCurve:
         raw: The losses as they were, NaN and infinite ones too, shape (step,); ``losses`` where nobody smoothed them.
         skip_begin: Points at the beginning that suggestions pass over, while the smoothing settles.
         skip_end: Points at the end that they pass over, where the loss explodes.
+        trials: Losses after short trainings at a few rates, of the same batches, shape (batch,) each, by rate in the
+            order of trying; empty where none were made.
 
     Raises:
         ValueError: If the shapes differ, or the rates do not rise from above 0.
@@ -38,6 +41,7 @@ class LRCurve:
     raw: Tensor
     skip_begin: int = 0
     skip_end: int = 0
+    trials: Mapping[float, Tensor] = field(default_factory=dict)
 
     def __init__(
         self,
@@ -46,10 +50,12 @@ class LRCurve:
         raw: Tensor | Sequence[float] | None = None,
         skip_begin: int = 0,
         skip_end: int = 0,
+        trials: Mapping[float, Tensor | Sequence[float]] | None = None,
     ) -> None:
         values = {"lrs": lrs, "losses": losses, "raw": losses if raw is None else raw}
         for name, value in values.items():
-            object.__setattr__(self, name, torch.as_tensor(value, dtype=torch.float64).detach().cpu().clone())
+            object.__setattr__(self, name, _vector(value))
+        object.__setattr__(self, "trials", {lr: _vector(found) for lr, found in (trials or {}).items()})
         object.__setattr__(self, "skip_begin", skip_begin)
         object.__setattr__(self, "skip_end", skip_end)
         if not self.lrs.shape == self.losses.shape == self.raw.shape or self.lrs.ndim != 1:
@@ -116,8 +122,8 @@ class LRCurve:
 
         Args:
             method: ``"auto"``, the middle (in the logarithm) between the rates at which the loss has fallen by half and
-                by nine tenths of all that it falls; or ``"steep"``, ``"valley"``, ``"minimum"``, ``"slide"`` as fastai
-                defines them.
+                by nine tenths of all that it falls, or the best of the rates around it where ``trials`` compare them;
+                or ``"steep"``, ``"valley"``, ``"minimum"``, ``"slide"`` as fastai defines them.
 
         Returns:
             The rate; None where the curve has no information: too few points, or a loss that does not fall.
@@ -130,6 +136,8 @@ class LRCurve:
             return None
         if method != "auto":
             return METHODS[method](*self.known)
+        if self.trials:
+            return chosen(self.trials)
         low, high = fallen(*self._measured, HALF), fallen(*self._measured, MOST)
         return (low * high) ** 0.5
 
@@ -157,13 +165,15 @@ class LRCurve:
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data, as ``lr_finder.json`` has it."""
         numbers = {name: [_number(v) for v in getattr(self, name).tolist()] for name in ("lrs", "losses", "raw")}
-        return numbers | {"skip_begin": self.skip_begin, "skip_end": self.skip_end}
+        trials = [{"lr": lr, "losses": [_number(v) for v in found.tolist()]} for lr, found in self.trials.items()]
+        return numbers | {"skip_begin": self.skip_begin, "skip_end": self.skip_end, "trials": trials}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "LRCurve":
         """Return what ``to_dict`` gave."""
-        numbers = ([torch.nan if v is None else v for v in data[name]] for name in ("lrs", "losses", "raw"))
-        return cls(*numbers, skip_begin=data["skip_begin"], skip_end=data["skip_end"])
+        numbers = (_numbers(data[name]) for name in ("lrs", "losses", "raw"))
+        trials = {trial["lr"]: _numbers(trial["losses"]) for trial in data.get("trials", ())}
+        return cls(*numbers, skip_begin=data["skip_begin"], skip_end=data["skip_end"], trials=trials)
 
 
 def check_method(method: str) -> None:
@@ -200,6 +210,14 @@ def smoothed(losses: Tensor, smoothing: float = SMOOTHING) -> Tensor:
             weight = smoothing * weight + (1 - smoothing)
         averages.append(average / weight if weight else torch.nan)
     return torch.tensor(averages, dtype=torch.float64)
+
+
+def _vector(values: Tensor | Sequence[float]) -> Tensor:
+    return torch.as_tensor(values, dtype=torch.float64).detach().cpu().clone()
+
+
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    return [torch.nan if value is None else value for value in values]
 
 
 def _number(value: float) -> float | None:

@@ -1,18 +1,21 @@
 """LRFinder: which learning rate, by a range test that leaves no trace."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isfinite, log
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
 from lightning_ft_callbacks.base_rates import scale_base
 from lightning_ft_callbacks.block_callback import BlockCallback, at_full_rates, reference_rate
 from lightning_ft_callbacks.lr_curve import LRCurve, check_method
 from lightning_ft_callbacks.lr_report import LRReport, progress
 from lightning_ft_callbacks.range_test import RangeTest
+from lightning_ft_callbacks.short_list import course, scores, walk
 from lightning_ft_callbacks.trial_fit import trial_fit
 
 
@@ -35,6 +38,9 @@ class LRFinder(Callback):
         each_phase: Whether to test anew whenever GradualUnfreezing changes what is trained.
         apply: Whether to train at the rate found; otherwise it is told only.
         spacing: Whether rates rise by equal factors (``"exponential"``) or by equal steps (``"linear"``).
+        trial_steps: Where ``"auto"`` suggests a rate, it and its neighbours, by threes, are each trained with for so
+            many steps, at most those of the fit, and ten more to compare the losses by; mostly three rates are tried.
+            0 to believe the curve.
 
     Attributes:
         curve: The last test's curve; None before the first.
@@ -59,6 +65,7 @@ class LRFinder(Callback):
         each_phase: bool = False,
         apply: bool = True,
         spacing: Literal["exponential", "linear"] = "exponential",
+        trial_steps: int = 30,
     ) -> None:
         for name, value in (("min_lr", min_lr), ("max_lr", max_lr)):
             if not (value > 0 and isfinite(value)):
@@ -69,6 +76,8 @@ class LRFinder(Callback):
             raise ValueError(f"expected num_steps to be at least 2, but got {num_steps}")
         if spacing not in ("exponential", "linear"):
             raise ValueError(f"expected spacing to be 'exponential' or 'linear', but got {spacing!r}")
+        if trial_steps < 0:
+            raise ValueError(f"expected trial_steps to be at least 0, but got {trial_steps}")
         check_method(suggestion)
         self.min_lr = min_lr
         self.max_lr = max_lr
@@ -77,6 +86,7 @@ class LRFinder(Callback):
         self.each_phase = each_phase
         self.apply = apply
         self.spacing = spacing
+        self.trial_steps = trial_steps
         self.curve: LRCurve | None = None
         self.found: float | None = None
         self.factor: float | None = None
@@ -165,9 +175,10 @@ class LRFinder(Callback):
         with at_full_rates(trainer):
             before = reference_rate(trainer)
             test = RangeTest(trainer, module, before, begins=begins)
-            with progress(trainer, self.progress_bar or trainer.progress_bar_callback, len(lrs)) as advance:
-                losses = test.losses(lrs, advance)
-        self.curve = LRCurve.of_raw(lrs[: len(losses)], losses, num_planned=len(lrs))
+            losses = self._losses(trainer, test, lrs, "learning rates")
+            self.curve = LRCurve.of_raw(lrs[: len(losses)], losses, num_planned=len(lrs))
+            if self.trial_steps and self.suggestion == "auto":
+                self.curve = replace(self.curve, trials=self._trials(trainer, test))
         self.found = found = trainer.strategy.broadcast(self.curve.suggest(self.suggestion))
         self.factor = None if found is None else found / before
         self._tested.append(self._phase)
@@ -176,6 +187,23 @@ class LRFinder(Callback):
             rank_zero_info(f"LRFinder: {self.curve.why_not}; the learning rate stays {before:.3g}")
         elif self.apply:
             scale_base(trainer, found / before)
+
+    def _trials(self, trainer: Trainer, test: RangeTest) -> dict[float, Tensor]:
+        """Compare what the curve suggests with its neighbours."""
+        start = trainer.strategy.broadcast(None if self.curve is None else self.curve.suggest())
+        if start is None:
+            return {}
+        num_steps = int(min(self.trial_steps, trainer.estimated_stepping_batches))
+
+        def trial(lr: float) -> Tensor:
+            rates = course(lr, num_steps)
+            return scores(self._losses(trainer, test, rates, f"trial at {lr:.1e}"), len(rates))
+
+        return walk(start, trial, self.min_lr, self.max_lr)
+
+    def _losses(self, trainer: Trainer, test: RangeTest, lrs: Sequence[float], title: str) -> list[float]:
+        with progress(trainer, self.progress_bar or trainer.progress_bar_callback, len(lrs), title) as advance:
+            return test.losses(lrs, advance)
 
 
 def lr_find(trainer: Trainer, module: LightningModule, data: Any = None, **options: Any) -> LRCurve:

@@ -4,8 +4,10 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
@@ -75,13 +77,22 @@ class LRReport:
                 _log(trainer, figure, picture)
 
 
-def rows(entry: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the table of a test's candidates, the chosen one marked."""
+def rows(entry: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the table of a test's candidates, the chosen one marked, and of the rates that were tried."""
+    tried = {trial["lr"]: _tried(trial["losses"]) for trial in entry["curve"]["trials"]}
+    named = {lr: method for method, lr in entry["candidates"].items() if lr in tried}
     found = [
-        (f"{method} *" if method == entry["method"] else str(method), f"{lr:.2e}")
-        for method, lr in sorted(entry["candidates"].items(), key=lambda item: item[1])
+        (lr, f"{method} *" if method == entry["method"] else str(method)) for method, lr in entry["candidates"].items()
     ]
-    return [*found, ("before", f"{entry['lr_before']:.2e}")]
+    found += [(lr, "tried") for lr in tried if lr not in named]
+    return [
+        *((name, f"{lr:.2e}", tried.get(lr, "")) for lr, name in sorted(found)),
+        ("before", f"{entry['lr_before']:.2e}", ""),
+    ]
+
+
+def _tried(losses: Sequence[float | None]) -> str:
+    return "exploded" if None in losses else f"{mean(loss for loss in losses if loss is not None):.4g}"
 
 
 def show(entry: dict[str, Any]) -> None:
@@ -91,11 +102,12 @@ def show(entry: dict[str, Any]) -> None:
         from rich.console import Console
         from rich.table import Table
     except ImportError:
-        print("\n".join([title, *(f"{name:<16}{lr}" for name, lr in rows(entry))]))
+        print("\n".join([title, *(f"{name:<16}{lr:<16}{loss}".rstrip() for name, lr, loss in rows(entry))]))
         return
-    table = Table("suggestion", "learning rate", title=title)
+    tried = bool(entry["curve"]["trials"])
+    table = Table("suggestion", "learning rate", *(["loss after a trial"] if tried else []), title=title)
     for row in rows(entry):
-        table.add_row(*row)
+        table.add_row(*(row if tried else row[:2]))
     Console().print(table)
 
 
@@ -111,7 +123,10 @@ def draw(curve: LRCurve, method: str, found: float | None) -> Any:
     axes: Any = figure.add_subplot()
     axes.plot(curve.lrs, curve.raw, ".", color="0.75", label="loss of a step")
     axes.plot(curve.lrs, curve.losses, color="C0", label="smoothed")
-    _, losses = curve.known
+    tried = {lr: losses.mean().item() for lr, losses in curve.trials.items() if losses.isfinite().all()}
+    if tried:
+        axes.plot(list(tried), list(tried.values()), "D", color="C2", label="loss after a trial")
+    losses = torch.tensor([*curve.known[1].tolist(), *tried.values()])
     if len(losses):
         low, high = losses.min().item(), losses.max().item()
         axes.set_ylim(low - 0.15 * (high - low + 1e-12), high + 0.35 * (high - low + 1e-12))
@@ -132,18 +147,21 @@ def draw(curve: LRCurve, method: str, found: float | None) -> Any:
 
 
 @contextmanager
-def progress(trainer: Trainer, bar: Callback | None, num_steps: int) -> Iterator[Callable[[float], None]]:
+def progress(
+    trainer: Trainer, bar: Callback | None, num_steps: int, title: str
+) -> Iterator[Callable[[float], None]]:
     """Show a bar of a test's steps on a terminal where the trainer shows one of its own; give it each step's rate.
 
     Args:
         trainer: The trainer.
         bar: The trainer's own.
         num_steps: Steps of the test, at most.
+        title: What stands before the bar.
     """
     from tqdm.auto import tqdm
 
     shown = isinstance(bar, ProgressBar) and trainer.is_global_zero and getattr(bar, "is_enabled", True)
-    with tqdm(total=num_steps, desc="learning rates", leave=False, disable=None if shown else True) as line:
+    with tqdm(total=num_steps, desc=title, leave=False, disable=None if shown else True) as line:
 
         def advance(lr: float) -> None:
             line.set_postfix_str(f"lr={lr:.1e}", refresh=False)

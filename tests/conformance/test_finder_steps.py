@@ -55,7 +55,7 @@ def forget(caplog: pytest.LogCaptureFixture) -> None:
 
 def found_in(module: Net, num_samples: int = 64, finder: LRFinder | None = None, **options: Any) -> LRFinder:
     """Run a test alone, and return the finder."""
-    finder = finder or LRFinder(num_steps=STEPS, apply=False)
+    finder = finder or LRFinder(num_steps=STEPS, apply=False, trial_steps=0)
 
     class Stop(Callback):
         def on_train_start(self, *_: Any) -> None:

@@ -48,6 +48,7 @@ class Watchful(Net):
         self.by_name: dict[str, list[float]] = {"drawn": []}
         self.meter = Meter()
         self.teacher = nn.Linear(WIDTH, 2)
+        self.level = nn.Parameter(torch.tensor(3.0))  # makes a fall that no test misses
         self.own = torch.Generator().manual_seed(5)
         for parameter in self.teacher.parameters():
             parameter.requires_grad_(False)
@@ -64,7 +65,7 @@ class Watchful(Net):
         self.meter.values.append(drawn)
         with torch.no_grad():
             self.teacher.weight.lerp_(self.head.weight, 0.1)
-        return loss * (1 + 0.01 * drawn)
+        return loss * (1 + 0.01 * drawn) + self.level**2
 
     def observed(self) -> dict[str, Any]:
         """Return all that somebody could see."""
@@ -95,7 +96,8 @@ class Manual(Watchful):
         self.lr_schedulers().step()
 
     def configure_optimizers(self) -> Any:
-        below, above = SGD(self.layers.parameters(), lr=0.01, momentum=0.9), AdamW(self.head.parameters(), lr=0.1)
+        below = SGD(self.layers.parameters(), lr=0.01, momentum=0.9)
+        above = AdamW([*self.head.parameters(), self.level], lr=0.1)
         return [below, above], [schedulers.ExponentialLR(below, 0.9)]
 
 
@@ -238,6 +240,7 @@ def test_no_trace_with_any_loader(name: str) -> None:
         runs.append(seen)
     assert find.curve is not None
     assert len(find.curve.lrs) == 20
+    assert len(find.curve.trials) > 1
     same(*runs)
 
 
@@ -261,6 +264,7 @@ def test_no_trace_in_manual_optimization_with_two_optimizers() -> None:
         runs.append(seen)
     assert find.curve is not None
     assert len(find.curve.lrs) == 20
+    assert len(find.curve.trials) > 1
     same(*runs)
 
 

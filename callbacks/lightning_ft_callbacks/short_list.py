@@ -1,0 +1,98 @@
+"""A short list of learning rates around a suggestion, each trained with for a little while: pure functions.
+
+A range test sees each rate for one step, after many at lower rates; so the first large fall of its loss may be one that
+any rate would have brought. Short trainings from the same weights on the same batches tell neighbours apart. Their
+number is that of a search which stops where nothing is gained; compare successive halving (Jamieson and Talwalkar 2016,
+arXiv:1502.07943), which stops all but the best of a fixed list.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+RATIO, MOST_MOVES = 3.0, 2
+WARMUP = 0.1  # of the steps
+NUM_SCORED = 10
+STANDARD_ERRORS = 2.0
+
+
+def course(lr: float, num_steps: int) -> list[float]:
+    """Return the rates of a short training: up within a tenth of its steps, down to 0, and 0 while it is scored.
+
+    Args:
+        lr: The highest.
+        num_steps: Steps until the rate is 0; ``NUM_SCORED`` more come after them, which change no weight.
+    """
+    rises = max(1.0, WARMUP * num_steps)
+    falls = max(1.0, num_steps - rises)
+    factors = [min((step + 1) / rises, (num_steps - step) / falls, 1.0) for step in range(num_steps)]
+    return [lr * factor for factor in factors] + [0.0] * NUM_SCORED
+
+
+def scores(losses: Sequence[float], num_planned: int) -> Tensor:
+    """Return the losses that a short training is judged by, shape (``NUM_SCORED``,); NaN where it ended early.
+
+    Args:
+        losses: All losses of the training, in order.
+        num_planned: How many there are if it does not diverge.
+    """
+    if len(losses) < num_planned:
+        return torch.full((NUM_SCORED,), torch.nan, dtype=torch.float64)
+    return torch.tensor(losses[-NUM_SCORED:], dtype=torch.float64)
+
+
+def walk(start: float, trial: Callable[[float], Tensor], low: float, high: float) -> dict[float, Tensor]:
+    """Try a rate and its neighbours, by threes, upwards while that is clearly better, else downwards.
+
+    Args:
+        start: The first rate.
+        trial: Trains with a rate, and returns the losses afterwards, of the same batches each time, shape (batch,).
+        low: No rate below it is tried.
+        high: Nor one above it.
+
+    Returns:
+        The losses by rate, in the order of trying.
+    """
+    trials = {start: trial(start)}
+    for ratio in (RATIO, 1 / RATIO):
+        for _ in range(MOST_MOVES):
+            best = chosen(trials)
+            if not low <= (lr := best * ratio) <= high or lr in trials:
+                break
+            trials[lr] = trial(lr)
+            if chosen(trials) == best:
+                break
+        if chosen(trials) != start:
+            break
+    return trials
+
+
+def chosen(trials: Mapping[float, Tensor]) -> float:
+    """Return the rate that was tried first, or one after it that is clearly better.
+
+    Args:
+        trials: Losses of the same batches by rate, in the order of trying, at least one.
+    """
+    best, *others = trials
+    for lr in others:
+        if clearly_lower(trials[lr], trials[best]):
+            best = lr
+    return best
+
+
+def clearly_lower(losses: Tensor, than: Tensor) -> bool:
+    """Tell whether losses are lower than others, of the same batches, by two standard errors of the difference.
+
+    Losses that are no numbers are lower than none.
+
+    Args:
+        losses: These, shape (batch,).
+        than: Those, shape (batch,).
+    """
+    if not losses.isfinite().all():
+        return False
+    if not than.isfinite().all():
+        return True
+    difference = losses - than
+    return bool(difference.mean() < -STANDARD_ERRORS * difference.std() / len(losses) ** 0.5)
