@@ -147,9 +147,7 @@ def draw(curve: LRCurve, method: str, found: float | None) -> Any:
 
 
 @contextmanager
-def progress(
-    trainer: Trainer, bar: Callback | None, num_steps: int, title: str
-) -> Iterator[Callable[[float], None]]:
+def progress(trainer: Trainer, bar: Callback | None, num_steps: int, title: str) -> Iterator[Callable[[float], None]]:
     """Show a bar of a test's steps on a terminal where the trainer shows one of its own; give it each step's rate.
 
     Args:

@@ -4,8 +4,9 @@
 
 The best of eight rates is the one with the best mean score over two seeds; it is scored on two others, because a
 maximum is too good on the seeds that it was chosen by. On each of those seeds a range test is made, with the trials
-around what it suggests; every rule suggests a rate from that, which is trained and scored too. The regret is the difference of the mean scores. All runs are
-kept in a file, so that the benchmark, hours on two cores, goes on where it was stopped.
+around what it suggests; every rule suggests a rate from that, which is trained and scored too. The regret is the
+difference of the mean scores. All runs are kept in a file, so that the benchmark, hours on two cores, goes on where it
+was stopped.
 """
 
 import argparse

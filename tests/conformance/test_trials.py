@@ -122,5 +122,3 @@ def test_a_rate_that_explodes_in_its_trial_is_left() -> None:
 def test_a_negative_number_of_steps_is_refused() -> None:
     with pytest.raises(ValueError, match="expected trial_steps to be at least 0, but got -1"):
         LRFinder(trial_steps=-1)
-
-
