@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ft_callbacks.lr_suggestions import METHODS, fallen
+from lightning_ft_callbacks.lr_suggestions import METHODS, fall, fallen
 from lightning_ft_callbacks.short_list import chosen
 
 SMOOTHING = 0.98
 FEWEST = 10
 STANDARD_ERRORS = 4.0
 HALF, MOST = 0.5, 0.9  # of the fall
+LEAST_SHARE = 0.01  # of the fall
 MEDIAN_DIFFERENCE = 0.954  # of two normal values, in their standard deviations
 
 
@@ -137,9 +138,14 @@ class LRCurve:
         if method != "auto":
             return METHODS[method](*self.known)
         if self.trials:
-            return chosen(self.trials)
+            return chosen(self.trials, self.least_gain)
         low, high = fallen(*self._measured, HALF), fallen(*self._measured, MOST)
         return (low * high) ** 0.5
+
+    @property
+    def least_gain(self) -> float:
+        """How much lower the losses of one trial must be than those of another to matter: a hundredth of the fall."""
+        return LEAST_SHARE * fall(self._measured[1]) if self.informative else 0.0
 
     def suggestions(self) -> dict[str, float]:
         """Return what every method suggests; nothing where the curve has no information."""

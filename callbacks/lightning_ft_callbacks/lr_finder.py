@@ -190,7 +190,8 @@ class LRFinder(Callback):
 
     def _trials(self, trainer: Trainer, test: RangeTest) -> dict[float, Tensor]:
         """Compare what the curve suggests with its neighbours."""
-        start = trainer.strategy.broadcast(None if self.curve is None else self.curve.suggest())
+        curve = self.curve
+        start, least = trainer.strategy.broadcast((curve.suggest(), curve.least_gain) if curve else (None, 0.0))
         if start is None:
             return {}
         num_steps = int(min(self.trial_steps, trainer.estimated_stepping_batches))
@@ -199,7 +200,7 @@ class LRFinder(Callback):
             rates = course(lr, num_steps)
             return scores(self._losses(trainer, test, rates, f"trial at {lr:.1e}"), len(rates))
 
-        return walk(start, trial, self.min_lr, self.max_lr)
+        return walk(start, trial, (self.min_lr, self.max_lr), least)
 
     def _losses(self, trainer: Trainer, test: RangeTest, lrs: Sequence[float], title: str) -> list[float]:
         with progress(trainer, self.progress_bar or trainer.progress_bar_callback, len(lrs), title) as advance:

@@ -72,20 +72,36 @@ def slide(lrs: Tensor, losses: Tensor) -> float:
 def fallen(lrs: Tensor, losses: Tensor, share: float) -> float:
     """Return the lowest rate at which the loss has fallen by a share of all that it falls in the test.
 
-    Of the losses as they were each is taken with its neighbours, by their median, which neither lags behind as a
-    running average does nor is moved by a single batch. The fall is from the median of the first of these to the
-    lowest.
-
     Args:
         lrs: Learning rates, rising, shape (step,).
         losses: Losses, not smoothed, all finite, shape (step,).
         share: The share, in (0, 1].
     """
-    width = min(NEIGHBOURS, len(losses))
-    local = losses.unfold(0, width, 1).median(1).values
+    local = medians(losses)
     first, lowest = local[:FIRST].median(), local.min()
     step = int((local <= first - share * (first - lowest)).nonzero()[0])
-    return lrs[step + width // 2].item()
+    return lrs[step + min(NEIGHBOURS, len(losses)) // 2].item()
+
+
+def fall(losses: Tensor) -> float:
+    """Return how far the loss falls in the test: from the median of the first to the lowest, of ``medians``.
+
+    Args:
+        losses: Losses, not smoothed, all finite, shape (step,).
+    """
+    local = medians(losses)
+    return (local[:FIRST].median() - local.min()).item()
+
+
+def medians(losses: Tensor) -> Tensor:
+    """Return the median of each loss and its neighbours, shape (step - 6,), or (1,) of fewer than seven.
+
+    It neither lags behind as a running average does nor is moved by a single batch.
+
+    Args:
+        losses: Losses, not smoothed, all finite, shape (step,).
+    """
+    return losses.unfold(0, min(NEIGHBOURS, len(losses)), 1).median(1).values
 
 
 METHODS = {"steep": steep, "valley": valley, "minimum": minimum, "slide": slide}

@@ -42,46 +42,49 @@ def scores(losses: Sequence[float], num_planned: int) -> Tensor:
     return torch.tensor(losses[-NUM_SCORED:], dtype=torch.float64)
 
 
-def walk(start: float, trial: Callable[[float], Tensor], low: float, high: float) -> dict[float, Tensor]:
+def walk(
+    start: float, trial: Callable[[float], Tensor], bounds: tuple[float, float], least: float = 0.0
+) -> dict[float, Tensor]:
     """Try a rate and its neighbours, by threes, upwards while that is clearly better, else downwards.
 
     Args:
         start: The first rate.
         trial: Trains with a rate, and returns the losses afterwards, of the same batches each time, shape (batch,).
-        low: No rate below it is tried.
-        high: Nor one above it.
+        bounds: No rate below the first or above the second is tried.
+        least: How much lower the losses must be at least.
 
     Returns:
         The losses by rate, in the order of trying.
     """
-    trials = {start: trial(start)}
+    trials, (low, high) = {start: trial(start)}, bounds
     for ratio in (RATIO, 1 / RATIO):
         for _ in range(MOST_MOVES):
-            best = chosen(trials)
+            best = chosen(trials, least)
             if not low <= (lr := best * ratio) <= high or lr in trials:
                 break
             trials[lr] = trial(lr)
-            if chosen(trials) == best:
+            if chosen(trials, least) == best:
                 break
-        if chosen(trials) != start:
+        if chosen(trials, least) != start:
             break
     return trials
 
 
-def chosen(trials: Mapping[float, Tensor]) -> float:
+def chosen(trials: Mapping[float, Tensor], least: float = 0.0) -> float:
     """Return the rate that was tried first, or one after it that is clearly better.
 
     Args:
         trials: Losses of the same batches by rate, in the order of trying, at least one.
+        least: How much lower the losses must be at least.
     """
     best, *others = trials
     for lr in others:
-        if clearly_lower(trials[lr], trials[best]):
+        if clearly_lower(trials[lr], trials[best], least):
             best = lr
     return best
 
 
-def clearly_lower(losses: Tensor, than: Tensor) -> bool:
+def clearly_lower(losses: Tensor, than: Tensor, least: float = 0.0) -> bool:
     """Tell whether losses are lower than others, of the same batches, by two standard errors of the difference.
 
     Losses that are no numbers are lower than none.
@@ -89,10 +92,12 @@ def clearly_lower(losses: Tensor, than: Tensor) -> bool:
     Args:
         losses: These, shape (batch,).
         than: Those, shape (batch,).
+        least: How much lower they must be on average, whatever the error.
     """
     if not losses.isfinite().all():
         return False
     if not than.isfinite().all():
         return True
     difference = losses - than
-    return bool(difference.mean() < -STANDARD_ERRORS * difference.std() / len(losses) ** 0.5)
+    needed = max(least, STANDARD_ERRORS * difference.std().item() / len(losses) ** 0.5)
+    return -difference.mean().item() > needed

@@ -1,6 +1,7 @@
 """The short list: neighbours of a suggested rate are tried, and what is clearly better is chosen."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,14 +29,14 @@ def bowl(best: float) -> Callable[[float], Tensor]:
     ],
 )
 def test_walks_by_threes_towards_the_best_two_moves_at_most(best: float, tried: list[str]) -> None:
-    trials = walk(1e-3, bowl(best), 1e-7, 1.0)
+    trials = walk(1e-3, bowl(best), (1e-7, 1.0))
     assert [f"{lr:.1e}" for lr in trials] == tried
     near = min(trials, key=lambda lr: abs(torch.tensor(lr / best).log()))
     assert chosen(trials) == near
 
 
 def test_tries_no_rate_outside_the_test() -> None:
-    assert list(walk(1e-3, bowl(1.0), 5e-4, 2e-3)) == [1e-3]
+    assert list(walk(1e-3, bowl(1.0), (5e-4, 2e-3))) == [1e-3]
 
 
 def test_keeps_the_suggestion_where_the_others_are_lower_by_noise_alone() -> None:
@@ -47,6 +48,20 @@ def test_differences_are_of_the_same_batches() -> None:
     assert clearly_lower(NOISE - 0.01, NOISE)
     assert not clearly_lower(NOISE.flip(0) - 0.01, NOISE)
     assert not clearly_lower(NOISE, NOISE)
+
+
+def test_a_gain_too_small_to_matter_is_left() -> None:
+    assert chosen({1e-3: NOISE, 3e-3: NOISE - 0.01}, least=0.02) == 1e-3
+    assert chosen({1e-3: NOISE, 3e-3: NOISE - 0.03}, least=0.02) == 3e-3
+    assert list(walk(1e-3, bowl(1e-2), (1e-7, 1.0), least=10.0)) == pytest.approx([1e-3, 3e-3, 1e-3 / 3])
+
+
+def test_what_matters_is_a_hundredth_of_the_fall() -> None:
+    lrs = torch.logspace(-7, 0, 60, dtype=torch.float64)
+    curve = LRCurve.of_raw(lrs, 8 - 6 * torch.sigmoid(5 * (lrs.log10() + 4)))
+    assert curve.least_gain == pytest.approx(0.06, rel=0.02)
+    assert replace(curve, trials={1e-4: NOISE, 3e-4: NOISE - 0.05}).suggest() == 1e-4
+    assert replace(curve, trials={1e-4: NOISE, 3e-4: NOISE - 0.07}).suggest() == 3e-4
 
 
 def test_a_rate_that_explodes_is_worse_than_any() -> None:

@@ -65,6 +65,7 @@ def test_two_ranks_test_learning_rates_as_one_process(
     assert len(first["curve"]) > 10
     assert len(first["found"]) == 4  # of as many phases
     assert first["found"][0] > 0
+    assert len(first["tried"]) > 1
     for name, tensor in one_process["one_lr_finder"].items():
         torch.testing.assert_close(first[name], tensor, rtol=2e-3, atol=1e-4)
 

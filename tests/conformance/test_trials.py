@@ -15,7 +15,7 @@ from torch.optim import Adam
 from lightning_ft_callbacks import LRFinder, lr_find
 from lightning_ft_callbacks.short_list import NUM_SCORED, course
 
-STEPS, TRIAL = 60, 12
+STEPS, TRIAL = 60, 40
 RANGE: dict[str, Any] = {"num_steps": STEPS, "min_lr": 1e-6, "trial_steps": TRIAL}
 seen: list[dict[str, Any]] = []
 
@@ -78,7 +78,7 @@ def test_a_trial_rises_falls_and_is_scored_with_the_weights_that_it_ends_with() 
 
 def test_a_neighbour_that_is_clearly_better_is_taken_and_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     finder, module = LRFinder(**RANGE), TwoFalls()
-    trainer(finder, max_epochs=1, logger=CSVLogger(tmp_path, "", "")).fit(module, loader(128))
+    trainer(finder, max_epochs=3, logger=CSVLogger(tmp_path, "", "")).fit(module, loader(128))
     assert finder.curve is not None
     start, *_ = finder.curve.trials
     assert start < 5e-3

@@ -99,7 +99,8 @@ class Ranked(Net):
                 weights["phase"] = torch.tensor(callback.phase)
             if isinstance(callback, LRFinder) and callback.curve is not None:
                 found = [entry["lr"] or 0.0 for entry in callback.state_dict()["report"]]  # None: no information
-                weights |= {"curve": callback.curve.raw, "found": torch.tensor(found)}
+                tried = [t["lr"] for entry in callback.state_dict()["report"] for t in entry["curve"]["trials"]]
+                weights |= {"curve": callback.curve.raw, "found": torch.tensor(found), "tried": torch.tensor(tried)}
         torch.save(weights, self.out / f"rank{self.global_rank}.pt")
 
 
