@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,17 +12,17 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_ft_callbacks.batch_inputs import mask_of
 from lightning_ft_callbacks.blocks import BlockMap
 from lightning_ft_callbacks.identified_batches import IdentifiedLoaders, why_not_identified
-from lightning_ft_callbacks.kept_caches import StoreFolder
 from lightning_ft_callbacks.prefix_cut import PrefixCut
 from lightning_ft_callbacks.prefix_lines import PrefixWeights, lines_worth_keeping
 from lightning_ft_callbacks.prefix_part import PrefixPart
 from lightning_ft_callbacks.sample_shapes import CannotCacheError, Samples
 from lightning_ft_callbacks.storage import StorageFullError
+from lightning_ft_callbacks.store_folder import StoreFolder
 from lightning_ft_callbacks.watched_step import WatchedStep
 
 NAMES = {"train": "training", "val": "validation"}
 Place = tuple[str, int]  # "train" or "val", and the number of the loader
-Fingerprint = Callable[[Any, PrefixCut], str | None]
+Fingerprint = Callable[[Any, int, PrefixCut], str | None]
 
 
 class CachedFit:
@@ -33,7 +34,8 @@ class CachedFit:
         block_map: The module's blocks.
         folder: Where stores are made.
         dtype: The type that floating-point numbers are kept in; None for their own.
-        fingerprint: Names what is kept of a data set at a cut, so that a later fit finds it; None where none shall.
+        fingerprint: Names what is kept of a data set, in some views, at a cut, so that a later fit finds it; None
+            where none shall.
         active: Asked whether a run of the module is one of the fit's own.
     """
 
@@ -175,9 +177,9 @@ class CachedFit:
             )
             samples = Samples.of_mask(part.numbers(step.ids), mask_of(step.batch))
             room = self._folder.budget.max_bytes - self._folder.budget.used
-            dataset = part.loader.loader.dataset
             blocks = [names[line] for line in lines]
-            chosen = part.learn(watched, step.batch, samples, blocks, room, lambda cut: self._fingerprint(dataset, cut))
+            fingerprint = partial(self._fingerprint, part.whole, part.loader.views)
+            chosen = part.learn(watched, step.batch, samples, blocks, room, fingerprint)
         except CannotCacheError as found:
             error = found
         # decided by all ranks together, so that none tries alone a step that waits for the others

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 KNOWN = "known"  # stands for the samples of a batch that need not be read, on its way through workers
 
@@ -179,6 +179,23 @@ class _PassingCollate:
 
     def __call__(self, samples: Any) -> Any:
         return samples if isinstance(samples, str) else self._collate(samples)
+
+
+def whole_data(dataset: Any) -> tuple[Any, list[int] | None]:
+    """Return the data set that torch's ``Subset`` takes its samples from, and their numbers in it.
+
+    Args:
+        dataset: A data set, a subset of one, or a subset of a subset.
+
+    Returns:
+        The data set, and the numbers; None for them where the data set is no subset.
+    """
+    numbers: list[int] | None = None
+    while type(dataset) is Subset:  # one of another kind may change its samples
+        own = [int(number) for number in dataset.indices]
+        numbers = own if numbers is None else [own[number] for number in numbers]
+        dataset = dataset.dataset
+    return dataset, numbers
 
 
 def why_not_identified(loader: Any) -> str | None:

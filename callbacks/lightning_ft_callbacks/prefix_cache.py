@@ -17,10 +17,11 @@ from lightning_ft_callbacks.block_callback import BlockCallback
 from lightning_ft_callbacks.blocks import BlockSpec
 from lightning_ft_callbacks.cached_fit import CachedFit
 from lightning_ft_callbacks.identified_batches import IdentifiedLoaders, Source
-from lightning_ft_callbacks.kept_caches import StoreFolder, digest
+from lightning_ft_callbacks.kept_caches import digest
 from lightning_ft_callbacks.prefix_cut import PrefixCut
 from lightning_ft_callbacks.sample_shapes import CannotCacheError
 from lightning_ft_callbacks.storage import Budget, free_memory
+from lightning_ft_callbacks.store_folder import StoreFolder
 
 DTYPES = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -224,7 +225,7 @@ class FrozenPrefixCache(BlockCallback):
         if trainer.progress_bar_callback is not None:
             trainer.progress_bar_callback.__dict__.pop("get_metrics", None)
 
-    def _fingerprint(self, precision: str, dataset: Any, cut: PrefixCut) -> str | None:
+    def _fingerprint(self, precision: str, dataset: Any, views: int, cut: PrefixCut) -> str | None:
         """Name what is kept at a cut: its weights, the data, and the precision; None where nothing stays."""
         if not self.keep:
             return None
@@ -235,7 +236,7 @@ class FrozenPrefixCache(BlockCallback):
                 "data; leave keep out, or give it an attribute fingerprint"
             )
         tensors = [part for module in cut.lower for part in [*module.parameters(), *module.buffers()]]
-        options = (cut.block, cut.crossings, str(data), precision, self.dtype, self.views, torch.__version__)
+        options = (cut.block, cut.crossings, str(data), precision, self.dtype, views, torch.__version__)
         return digest(*options, *tensors)
 
     def _release(self) -> None:

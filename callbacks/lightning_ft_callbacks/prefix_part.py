@@ -9,13 +9,13 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_ft_callbacks.batch_inputs import BatchInputs, mask_of
 from lightning_ft_callbacks.blocks import BlockMap
-from lightning_ft_callbacks.identified_batches import IdentifiedBatches
-from lightning_ft_callbacks.kept_caches import StoreFolder
+from lightning_ft_callbacks.identified_batches import IdentifiedBatches, whole_data
 from lightning_ft_callbacks.prefix_cut import PrefixCut, Zeros
 from lightning_ft_callbacks.prefix_passes import CapturingPass, PrefixPass, ReplayingPass
 from lightning_ft_callbacks.prefix_watch import PrefixWatch, Step
 from lightning_ft_callbacks.sample_shapes import CannotCacheError, Samples
 from lightning_ft_callbacks.sample_store import SampleStore
+from lightning_ft_callbacks.store_folder import StoreFolder
 
 EVERY = 8  # samples of a batch, one of which is compared when it comes again
 ANOTHER = (
@@ -54,7 +54,11 @@ class PrefixPart:
     ) -> None:
         self.name = name
         self.loader = loader
-        self.num_samples = len(loader.loader.dataset) * loader.views  # type: ignore[arg-type]
+        dataset: Any = loader.loader.dataset
+        self.num_samples = len(dataset) * loader.views
+        # folds of one data set find what others have kept by the number in the whole
+        self.whole, subset = whole_data(dataset) if folder.keep else (dataset, None)
+        self._subset = None if subset is None else torch.tensor(subset, dtype=torch.int64)
         self.considered: set[str] = set()
         self.refusals: dict[str, str] = {}
         self.full = False
@@ -74,8 +78,9 @@ class PrefixPart:
 
     def numbers(self, ids: Sequence[int]) -> tuple[int, ...]:
         """Return the numbers under which samples are kept in this epoch."""
-        first = self.loader.view * len(self.loader.loader.dataset)  # type: ignore[arg-type]
-        return tuple(first + number for number in ids)
+        first = self.loader.view * len(self.whole)
+        numbers = ids if self._subset is None else self._subset[list(ids)].tolist()
+        return tuple(first + number for number in numbers)
 
     def learn(
         self,
@@ -111,7 +116,7 @@ class PrefixPart:
         chosen: list[tuple[str, int]] = []
         for cut in [cut for cut in cuts if cut.block not in refusals]:
             block = cut.block
-            store = SampleStore(self.num_samples, cut.shapes, self._folder.none(), dtype=self._dtype)
+            store = SampleStore(0, cut.shapes, self._folder.none(), dtype=self._dtype)
             lengths = samples.lengths or (None,)
             num_bytes = self.num_samples * sum(store.sample_bytes(length) for length in lengths) // len(lengths)
             if chosen and num_bytes > room:
@@ -120,7 +125,7 @@ class PrefixPart:
             self._cuts[block] = cut
             self._stores[block] = self._folder.store(
                 f"{self.name}-{self._order[block]}",
-                self.num_samples,
+                len(self.whole) * self.loader.views,
                 cut.shapes,
                 self._dtype,
                 num_bytes,
@@ -197,7 +202,7 @@ class PrefixPart:
         for one in passes:
             if not isinstance(one, CapturingPass) or step is None:
                 continue
-            batch, samples = step
+            _, samples = step
             cut = one.cut
             if one.refusal is not None:
                 self.drop(cut.block)
@@ -208,9 +213,9 @@ class PrefixPart:
             for shape, tensor in zip(cut.shapes, tensors, strict=True):
                 shape.see(tensor, samples, f"what is read above {cut.block}")
             self._stores[cut.block].put(samples, tensors)
-            if self._inputs is not None and not self._inputs.has(samples.ids):
-                self._inputs.see(batch, samples)
-                self._inputs.put(batch, samples)
+        if passes and step is not None and self._inputs is not None and not self._inputs.has(step[1].ids):
+            self._inputs.see(*step)
+            self._inputs.put(*step)
 
     def stop(self) -> list[PrefixPass]:
         """Take all hooks away, and return what they were of."""
@@ -245,7 +250,12 @@ class PrefixPart:
         if not self._stores:
             return None
         highest = max(self._stores, key=self._order.__getitem__)
-        return self._stores[highest].num_held / max(1, self.num_samples)
+        if self._subset is None:
+            return self._stores[highest].share_held()
+        whole = len(self.whole)
+        return self._stores[highest].share_held(
+            torch.cat([self._subset + view * whole for view in range(self.loader.views)])
+        )
 
     def check_data(self, ids: Sequence[int]) -> None:
         """Make sure that the data set gives the same for the same number.
@@ -285,7 +295,11 @@ class PrefixPart:
             return self._inputs
         try:
             return BatchInputs(
-                batch, samples, self._unread, self.num_samples, *self._folder.beside(f"{self.name}-inputs")
+                batch,
+                samples,
+                self._unread,
+                len(self.whole) * self.loader.views,
+                *self._folder.beside(f"{self.name}-inputs"),
             )
         except CannotCacheError:
             return None  # batches are then read as ever

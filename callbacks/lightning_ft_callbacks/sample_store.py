@@ -49,7 +49,7 @@ class SampleStore:
         self.shapes = list(shapes)
         self.storage = storage
         self._dtypes = [dtype if dtype and shape.dtype.is_floating_point else shape.dtype for shape in shapes]
-        self._index = _index(num_samples, index)
+        self._index = open_index(num_samples, index)
         self._layout = [shape.token_dims for shape in shapes]
 
     def holds(self, ids: Sequence[int]) -> bool:
@@ -60,6 +60,11 @@ class SampleStore:
     def num_held(self) -> int:
         """Samples that are there."""
         return int(self._index[:, SEGMENT].count_nonzero())
+
+    def share_held(self, ids: Tensor | None = None) -> float:
+        """Return the share that is there of some samples, by their numbers, shape (sample,); of all by default."""
+        held = self._index[:, SEGMENT] if ids is None else self._index[ids, SEGMENT]
+        return int(held.count_nonzero()) / max(1, len(held))
 
     def sample_bytes(self, length: int | None) -> int:
         """Return the bytes of a sample with some tokens."""
@@ -166,7 +171,13 @@ def _without_padding(tensor: Tensor, token_dims: Sequence[int], samples: Samples
     return tensor
 
 
-def _index(num_samples: int, file: Path | None) -> Tensor:
+def open_index(num_samples: int, file: Path | None) -> Tensor:
+    """Return where each sample is: its segment (0 if nowhere), the offset [byte], and tokens, shape (sample, 3).
+
+    Args:
+        num_samples: Samples of the data set.
+        file: A file that it is in, made where it is missing; None for memory.
+    """
     if file is None:
         return torch.zeros(num_samples, 3, dtype=torch.int64)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 SMALLEST_SEGMENT, LARGEST_SEGMENT = 2**20, 64 * 2**20  # [byte]; each is twice as large as the one before
+NUM_SEGMENTS = 1_000_000  # of one writer, at most
 ALIGNMENT = 64  # [byte], so that any type can be read in place
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -145,10 +146,15 @@ class Storage:
         return _mapped(path, num_bytes)
 
     def _key(self, number: int) -> int:
-        return self._writer * 1_000_000 + number if number else 0
+        return self._writer * NUM_SEGMENTS + number if number else 0
 
     def _path(self, key: int) -> Path:
         return self._folder / f"segment-{key}.bin"
+
+
+def writer_of(segment: Path) -> int:
+    """Return the number of the process that wrote a segment's file."""
+    return int(segment.stem.rpartition("-")[2]) // NUM_SEGMENTS
 
 
 def _mapped(path: Path, num_bytes: int) -> Tensor:

@@ -1,5 +1,6 @@
 """SampleStore: what was put comes back, in other batches, with other padding, from memory and from files."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,13 +8,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.data import Subset, TensorDataset
 
-from lightning_ft_callbacks.kept_caches import StoreFolder, digest, finish, is_whole
+from lightning_ft_callbacks.identified_batches import whole_data
+from lightning_ft_callbacks.kept_caches import digest, is_whole, num_held
 from lightning_ft_callbacks.prefix_lines import PrefixWeights, lines_worth_keeping
 from lightning_ft_callbacks.prefix_watch import smaller
 from lightning_ft_callbacks.sample_shapes import CannotCacheError, Samples, SampleShape
 from lightning_ft_callbacks.sample_store import SampleStore
 from lightning_ft_callbacks.storage import Budget, Storage, StorageFullError, free_memory
+from lightning_ft_callbacks.store_folder import StoreFolder
 
 
 def batch(ids: list[int], lengths: list[int], *, left: bool) -> tuple[Samples, Tensor, Tensor]:
@@ -135,16 +139,65 @@ def test_masks_with_holes_are_refused() -> None:
         Samples.of_mask((0,), torch.tensor([[1, 0, 1]]))
 
 
+def filled(folder: StoreFolder, ids: list[int], fingerprint: str = "name") -> SampleStore:
+    """Return a store of six samples, some of which were put into it."""
+    samples, tensor = images(ids or [0])
+    store = folder.store("training", 6, [SampleShape(tensor, samples)], None, 4000, fingerprint)
+    if ids:
+        store.put(samples, [tensor])
+    return store
+
+
 def test_a_finished_store_is_whole_until_a_byte_of_it_changes(tmp_path: Path) -> None:
-    folder = tmp_path / "fit-1" / "store"
-    folder.mkdir(parents=True)
-    (folder / "segment-1.bin").write_bytes(b"x" * 1000)
-    finish(folder, {"format": 1}, tmp_path / "name")
-    assert is_whole(tmp_path / "name", {"format": 1})
-    assert not is_whole(tmp_path / "name", {"format": 2})
-    (tmp_path / "name" / "segment-1.bin").write_bytes(b"x" * 999 + b"y")
-    assert not is_whole(tmp_path / "name", {"format": 1})
-    assert not is_whole(tmp_path / "nothing", {"format": 1})
+    folder = StoreFolder(tmp_path, "1", Budget(0), keep=True)
+    folder.close(filled(folder, [0, 1]))
+    kept = tmp_path / "name"
+    described = json.loads((kept / "manifest.json").read_text())["store"]
+    assert is_whole(kept, described)
+    assert num_held(kept, described) == 2
+    assert not is_whole(kept, described | {"format": 1})
+    assert not is_whole(tmp_path / "nothing", described)
+    segment = kept / "segment-1.bin"
+    segment.write_bytes(segment.read_bytes()[:-1] + b"y")
+    assert not is_whole(kept, described)
+    assert num_held(kept, described) == 0
+
+
+def test_a_later_fit_begins_with_what_is_kept_adds_to_it_and_changes_no_byte_of_it(tmp_path: Path) -> None:
+    for number, ids in enumerate(([0, 1], [1, 2], [5])):
+        folder = StoreFolder(tmp_path, f"{number}", Budget(0), keep=True)
+        before = {path.name: path.read_bytes() for path in (tmp_path / "name").glob("segment-*.bin")}
+        folder.close(filled(folder, ids))
+        folder.remove()
+        assert before.items() <= {path.name: path.read_bytes() for path in (tmp_path / "name").iterdir()}.items()
+    assert [path.name for path in tmp_path.iterdir()] == ["name"]
+    store = filled(StoreFolder(tmp_path, "4", Budget(0), keep=True), [])
+    samples, tensor = images([0, 1, 2, 5])
+    assert store.num_held == 4
+    assert torch.equal(store.get(samples)[0], tensor)
+
+
+def test_two_fits_at_once_keep_what_both_hold(tmp_path: Path) -> None:
+    folders = [StoreFolder(tmp_path, token, Budget(0), keep=True) for token in ("1", "2")]
+    stores = [filled(folder, ids) for folder, ids in zip(folders, ([0, 1, 2], [2, 4]), strict=True)]
+    for folder, store in zip(folders, stores, strict=True):
+        folder.close(store)
+        folder.remove()
+    store = filled(StoreFolder(tmp_path, "3", Budget(0), keep=True), [])
+    samples, tensor = images([0, 1, 2, 4])
+    assert store.num_held == 4
+    assert torch.equal(store.get(samples)[0], tensor)
+
+
+def test_a_subset_of_a_subset_tells_the_numbers_in_the_whole() -> None:
+    class Changed(Subset):
+        """One that may change its samples."""
+
+    data = TensorDataset(torch.arange(10))
+    assert whole_data(data) == (data, None)
+    assert whole_data(Subset(Subset(data, [5, 6, 7]), [2, 0])) == (data, [7, 5])
+    changed = Changed(data, [1])
+    assert whole_data(changed) == (changed, None)
 
 
 def test_names_differ_with_what_they_name() -> None:

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from prefix_nets import CASES, Foreign, fit, images, pad, texts, upper_half
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from lightning_ft_callbacks import FrozenPrefixCache, LRFinder
 
@@ -228,6 +228,57 @@ def fit_of_other_weights() -> Any:
     with torch.no_grad():
         next(module.body.parameters()).mul_(1.25)
     return fit(module, loaders=named_loaders(), epochs=2)
+
+
+def folds(number: int, of: int = 3) -> tuple[DataLoader, DataLoader]:
+    """Return the data of a fold: what is validated is every third sample."""
+    data = named_loaders()[1].dataset
+    held_out = list(range(number, len(data), of))
+    rest = [index for index in range(len(data)) if index not in held_out]
+    return DataLoader(Subset(data, rest), 4, shuffle=True), DataLoader(Subset(data, held_out), 4)
+
+
+def test_folds_of_one_data_set_find_what_others_have_kept(tmp_path: Path) -> None:
+    calls = []
+    # where nothing random stands at the line, training and validation keep the same
+    schedule = [{"train": upper_half("timm resnet")}]
+    for number in range(3):
+        cache = FrozenPrefixCache(directory=str(tmp_path), keep=True)
+        run = fit(Foreign("timm resnet"), cache, schedule=schedule, loaders=folds(number), epochs=2)
+        run.same_as(fit(Foreign("timm resnet"), schedule=schedule, loaders=folds(number), epochs=2))
+        calls.append(run.calls)
+    assert calls[0] == [4 + 2 + 2 * TRIES, 0]
+    assert calls[1:] == [[2 * TRIES, 0]] * 2
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_fold_whose_samples_are_partly_kept_runs_the_prefix_for_the_others_alone(tmp_path: Path) -> None:
+    def run(first: int, last: int) -> list[int]:
+        data = Subset(named_loaders()[1].dataset, range(first, last))
+        cache = FrozenPrefixCache(directory=str(tmp_path), keep=True)
+        found = fit(Foreign("timm resnet"), cache, loaders=(DataLoader(data, 4),), epochs=2)
+        found.same_as(fit(Foreign("timm resnet"), loaders=(DataLoader(data, 4),), epochs=2))
+        return found.calls
+
+    assert run(0, 12) == [3 + TRIES, 0]
+    assert run(4, 20) == [2 + TRIES, 0]
+    assert run(0, 20) == [TRIES, 0]
+
+
+def test_what_a_fit_had_kept_when_it_failed_is_not_lost(tmp_path: Path) -> None:
+    class Fails(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+            if batch_idx == 3:
+                raise ValueError("stop")
+
+    def cached(*callbacks: Callback) -> Any:
+        cache = FrozenPrefixCache(directory=str(tmp_path), keep=True)
+        data = named_loaders()[1].dataset
+        return fit(Foreign("timm resnet"), cache, *callbacks, loaders=(DataLoader(data, 4),), epochs=2)
+
+    with pytest.raises(ValueError, match="stop"):
+        cached(Fails())
+    assert cached().calls == [2 + TRIES, 0]  # of six batches four were kept
 
 
 def test_what_a_killed_fit_left_behind_is_removed_and_what_lives_is_not(tmp_path: Path) -> None:
