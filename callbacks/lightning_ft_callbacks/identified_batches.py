@@ -9,7 +9,15 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+)
 
 KNOWN = "known"  # stands for the samples of a batch that need not be read, on its way through workers
 
@@ -127,6 +135,11 @@ class IdentifiedBatches:
         """Let go of workers that would wait for the next epoch."""
         vars(self._twin)["_iterator"] = None
 
+    @property
+    def upcoming(self) -> tuple[int, ...] | None:
+        """The samples of the batch after the last one that was asked for; None where they are not drawn yet."""
+        return self._drawn[0] if self._drawn else None
+
     def read(self, ids: Sequence[int]) -> Any:
         """Return a batch of some samples, read and collated in this process."""
         return self.loader.collate_fn(_samples(self.loader.dataset, list(ids)))
@@ -152,10 +165,22 @@ class _Drawing:
         return len(self._sampler)
 
     def __iter__(self) -> Iterator[Any]:
+        ahead: deque[Any] = deque()
+        # no batch after the last is asked for, because an order that ends may draw the next one from its generator
+        last, num_ahead = (len(self._sampler), 1) if _draws_at_once(self._sampler) else (0, 0)
+        for drawn, batch in enumerate(self._noted(), 1):
+            ahead.append(batch)
+            while len(ahead) > (num_ahead if drawn < last else 0):
+                yield self._passed_on(ahead.popleft())
+
+    def _noted(self) -> Iterator[Any]:
         for drawn in self._sampler:
-            ids = tuple(int(number) for number in drawn)
-            self._drawn.append(ids)
-            yield KNOWN if self._source is not None and self._source.has(self._number, ids) else drawn
+            self._drawn.append(tuple(int(number) for number in drawn))
+            yield drawn
+
+    def _passed_on(self, drawn: Any) -> Any:
+        ids = tuple(int(number) for number in drawn)
+        return KNOWN if self._source is not None and self._source.has(self._number, ids) else drawn
 
 
 class _PassingData:
@@ -179,6 +204,16 @@ class _PassingCollate:
 
     def __call__(self, samples: Any) -> Any:
         return samples if isinstance(samples, str) else self._collate(samples)
+
+
+def _draws_at_once(sampler: Any) -> bool:
+    """Tell whether an epoch's order is drawn at its start, so that a batch ahead changes nobody's random numbers."""
+    if type(sampler) is not BatchSampler:
+        return False
+    order = sampler.sampler
+    if type(order) is RandomSampler:
+        return not order.replacement and order.num_samples <= len(order.data_source)
+    return isinstance(order, DistributedSampler) or type(order) is SequentialSampler
 
 
 def whole_data(dataset: Any) -> tuple[Any, list[int] | None]:

@@ -13,6 +13,7 @@ from lightning_ft_callbacks.identified_batches import IdentifiedBatches, whole_d
 from lightning_ft_callbacks.prefix_cut import PrefixCut, Zeros
 from lightning_ft_callbacks.prefix_passes import CapturingPass, PrefixPass, ReplayingPass
 from lightning_ft_callbacks.prefix_watch import PrefixWatch, Step
+from lightning_ft_callbacks.read_ahead import ReadAhead
 from lightning_ft_callbacks.sample_shapes import CannotCacheError, Samples
 from lightning_ft_callbacks.sample_store import SampleStore
 from lightning_ft_callbacks.store_folder import StoreFolder
@@ -75,6 +76,7 @@ class PrefixPart:
         self._passes: list[PrefixPass] = []
         self._step: tuple[Any, Samples] | None = None
         self._seen: dict[int, int] = {}
+        self._read_ahead = ReadAhead()
 
     def numbers(self, ids: Sequence[int]) -> tuple[int, ...]:
         """Return the numbers under which samples are kept in this epoch."""
@@ -173,7 +175,8 @@ class PrefixPart:
             self._cuts[serving].check_modes()
             if samples.lengths not in (None, self._stores[serving].lengths(numbers)):
                 raise CannotCacheError(ANOTHER.format(type(self.loader.loader.dataset).__name__))
-            kept = [tensor.to(device, non_blocking=True) for tensor in self._stores[serving].get(samples)]
+            read = self._read_ahead.get(self._stores[serving], samples)
+            kept = [tensor.to(device, non_blocking=True) for tensor in read]
             self._passes.append(ReplayingPass(self._cuts[serving], samples, kept, self._zeros))
         for block, store in self._stores.items():
             if line < self._order[block] <= frontier and not self.full and not store.holds(numbers):
@@ -184,6 +187,8 @@ class PrefixPart:
         for one in self._passes:
             one.active = self._active
             one.attach()
+        if serving is not None and (upcoming := self.loader.upcoming) is not None:
+            self._read_ahead.begin(self._stores[serving], self.numbers(upcoming), samples)
 
     def begin_anew(self) -> None:
         """Count from the start, because the step will be run again."""
@@ -199,6 +204,8 @@ class PrefixPart:
         """
         passes, step = self.stop(), self._step
         self._step = None
+        if any(isinstance(one, CapturingPass) for one in passes):
+            self._read_ahead.stop()  # which must not read where something is written anew
         for one in passes:
             if not isinstance(one, CapturingPass) or step is None:
                 continue
@@ -226,6 +233,7 @@ class PrefixPart:
 
     def drop(self, block: str) -> None:
         """Forget what was kept below a block."""
+        self._read_ahead.stop()
         self._cuts.pop(block, None)
         if (store := self._stores.pop(block, None)) is not None:
             self._folder.close(store)
@@ -239,6 +247,7 @@ class PrefixPart:
     def close(self) -> None:
         """Forget everything."""
         self.stop()
+        self._read_ahead.close()
         for block in list(self._stores):
             self.drop(block)
         self._inputs = None
