@@ -1,14 +1,14 @@
 """What FrozenPrefixCache gains: whole schedules beside full fine-tuning over as many epochs, and epochs of the head.
 
-    python tests/benchmarks/unfreezing.py [--rows N] [--test-rows N] [--seeds N] [--only schedules|head]
+    python tests/benchmarks/unfreezing.py [--rows N] [--test-rows N] [--seeds N] [--only texts|images|head]
 
-MiniLM learns film reviews with FineTuner's defaults, each time in a fresh process, whose peak memory is told; the
-contenders of a seed follow one another. An epoch lasts until the next one begins, so that filling the cache counts.
-Nothing is validated; the accuracy is that of a test afterwards.
+MiniLM learns film reviews and EfficientNet-lite0 learns Fashion-MNIST, with FineTuner's defaults, each time in a
+fresh process, whose peak memory is told; the contenders of a seed follow one another. An epoch lasts until the next
+one begins, so that filling the cache counts. Nothing is validated; the accuracy is that of a test afterwards.
 
-`to-full` trains the head, then a quarter of the layers too (rounded up), then half, and in one last epoch all;
-`never-full` leaves that epoch out. Lightning's BackboneFinetuning can say two phases only: the head, then all.
-finetuning-scheduler is there where it is installed, as in the environment of `make conformance`.
+`to-full`, and `images`, trains the head, then a quarter of the layers too (rounded up), then half, and in one last
+epoch all; `never-full` leaves that epoch out. Lightning's BackboneFinetuning can say two phases only: the head, then
+all. finetuning-scheduler is there where it is installed, as in the environment of `make conformance`.
 """
 
 import argparse
@@ -27,6 +27,8 @@ from time import perf_counter, process_time
 from typing import Any
 
 import pandas as pd
+import torch
+from image_speed import NAME, WEIGHTS
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import BackboneFinetuning
 from random_texts import RandomTextData, RandomTexts
@@ -37,30 +39,44 @@ from throughput import silence
 from torch.optim import AdamW
 from unfreezing_speed import peak_memory
 
-from lightning_ft import FineTuner, SequenceClassificationHead, TextClassificationData, TransformersBackbone
+from lightning_ft import (
+    FineTuner,
+    ImageClassificationData,
+    ImageClassificationHead,
+    SequenceClassificationHead,
+    TextClassificationData,
+    TimmBackbone,
+    TransformersBackbone,
+)
 from lightning_ft.resources import resolve
 from lightning_ft_callbacks import BlockMap, FrozenPrefixCache, GradualUnfreezing
 from lightning_ft_callbacks.block_costs import BlockCosts, count_costs
+from lightning_ft_callbacks.read_ahead import ReadAhead
 
-SHARES = {"to-full": (0, 1 / 4, 1 / 2, 1), "never-full": (0, 1 / 4, 1 / 2), "head": (0,), "head-128": (0,)}
+TO_FULL = (0, 1 / 4, 1 / 2, 1)
+SHARES = {"to-full": TO_FULL, "never-full": TO_FULL[:-1], "images": TO_FULL, "head": (0,), "head-128": (0,)}
 HEAD_GOALS = {"head": 10, "head-128": 30}
-CONTENDERS = [f"to-full/{tool}" for tool in ("full", "lightning", "scheduler", "uncached", "cached")]
-CONTENDERS += [f"never-full/{tool}" for tool in ("full", "uncached", "cached")]
+TOOLS = ("full", "lightning", "scheduler", "uncached", "cached")
+TEXTS = [f"to-full/{tool}" for tool in TOOLS] + [f"never-full/{tool}" for tool in ("full", "uncached", "cached")]
+IMAGES = [f"images/{tool}" for tool in TOOLS]
+FASHION = "/usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte.gz"  # 10,000 images
+SIZE = 64  # [pixel] that they are enlarged to
 HEADS = [f"{texts}/{tool}" for texts in HEAD_GOALS for tool in ("uncached", "cached")]
 
-Training = dict[str, Any]  # "seconds" and "cpu" [s] of each epoch, "peak" memory [kB], "accuracy"
+# "seconds" and "cpu" [s] of each epoch, of them "reading" what was kept [s], "peak" memory [kB], "accuracy"
+Training = dict[str, Any]
 Phases = list[tuple[Sequence[str], int]]  # the names of the trained blocks, and epochs
 
 
 def main() -> None:
     """Measure, and print tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1600, help="texts to train on (default: %(default)s)")
-    parser.add_argument("--test-rows", type=int, default=4000, help="texts to test on (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=1600, help="texts or images to train on (default: %(default)s)")
+    parser.add_argument("--test-rows", type=int, default=4000, help="texts or images to test on (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each contender (default: %(default)s)")
     parser.add_argument("--epochs-per-phase", type=int, default=3, help="(default: %(default)s); thrice for the head")
-    parser.add_argument("--only", choices=("schedules", "head"), help="one part alone")
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS, help="default: all")
+    parser.add_argument("--only", choices=("texts", "images", "head"), help="one part alone")
+    parser.add_argument("--contenders", nargs="+", choices=TEXTS + IMAGES, default=TEXTS + IMAGES, help="default: all")
     parser.add_argument("--train", nargs=3, help=argparse.SUPPRESS)  # contender, seed, folder: that training alone
     options = parser.parse_args()
     if options.train:
@@ -74,28 +90,37 @@ def main() -> None:
         reviews: Any = pd.read_csv(resolve(REVIEWS)).query("source == 'rotten_tomatoes'").sample(frac=1, random_state=0)
         reviews[: options.test_rows].to_csv(Path(folder) / "test.csv", index=False)
         reviews[options.test_rows :][: options.rows].to_csv(Path(folder) / "train.csv", index=False)
-        if options.only != "head":
-            asked = {*options.contenders, *(f"{name.split('/')[0]}/full" for name in options.contenders)}
-            if find_spec("finetuning_scheduler") is None:
-                asked.discard("to-full/scheduler")
-                console.print("to-full/scheduler: finetuning-scheduler is not installed here")
-            names, costs = operations(folder, options)
-            for schedule, shares in SHARES.items():
-                trained = [
-                    sum(costs.operations[name] for name in phase) for phase, _ in phases_of(f"{schedule}/", names, 1)
-                ]
-                said = ", ".join(f"{cost / sum(costs.operations.values()):.3f}" for cost in trained)
-                console.print(f"{schedule}: phases of {len(shares)} train {said} of all operations")
-            found = measure([name for name in CONTENDERS if name in asked], folder, options)
-            console.print(gains(found, {name: ceiling(name, names, costs, options.epochs_per_phase) for name in found}))
-        if options.only != "schedules":
+        for part, names in (("texts", TEXTS), ("images", IMAGES)):
+            if options.only in (None, part):
+                compare([name for name in names if name in options.contenders], folder, options, console)
+        if options.only in (None, "head"):
             console.print(head_gains(measure(HEADS, folder, options)))
+
+
+def compare(contenders: Sequence[str], folder: str, options: argparse.Namespace, console: Console) -> None:
+    """Measure whole schedules of texts or images, and print a table."""
+    schedules = list(dict.fromkeys(name.split("/")[0] for name in contenders))
+    asked = [*dict.fromkeys([*(f"{schedule}/full" for schedule in schedules), *contenders])]
+    if find_spec("finetuning_scheduler") is None:
+        asked = [name for name in asked if not name.endswith("/scheduler")]
+        console.print("finetuning-scheduler is not installed here")
+    names, costs = operations(schedules[0], folder, options)
+    for schedule in schedules:
+        trained = [sum(costs.operations[name] for name in phase) for phase, _ in phases_of(f"{schedule}/", names, 1)]
+        said = ", ".join(f"{cost / sum(costs.operations.values()):.3f}" for cost in trained)
+        console.print(f"{schedule}: phases of {len(trained)} train {said} of all operations")
+    found = measure(asked, folder, options)
+    console.print(gains(found, {name: ceiling(name, names, costs, options.epochs_per_phase) for name in found}))
 
 
 def measure(contenders: Sequence[str], folder: str, options: argparse.Namespace) -> dict[str, list[Training]]:
     """Return the trainings of each contender, a seed after the other."""
     found: dict[str, list[Training]] = {name: [] for name in contenders}
-    same = [f"--rows={options.rows}", f"--epochs-per-phase={options.epochs_per_phase}"]
+    same = [
+        f"--rows={options.rows}",
+        f"--test-rows={options.test_rows}",
+        f"--epochs-per-phase={options.epochs_per_phase}",
+    ]
     for seed in range(options.seeds):
         for name in [*contenders[seed % len(contenders) :], *contenders[: seed % len(contenders)]]:
             command = [sys.executable, __file__, *same, "--train", name, str(seed), folder]
@@ -122,7 +147,7 @@ def train(name: str, seed: int, folder: str, options: argparse.Namespace) -> Tra
     """Train one contender in this process."""
     schedule, tool = name.split("/")
     seed_everything(seed)
-    module, data = parts(schedule, folder, options.rows, optimizer=trained_only if tool == "scheduler" else AdamW)
+    module, data = parts(schedule, folder, options, optimizer=trained_only if tool == "scheduler" else AdamW)
     blocks, clock = BlockMap.of(module), EpochClock()
     phases = phases_of(name, blocks.names, options.epochs_per_phase)
     trainer = Trainer(
@@ -134,21 +159,47 @@ def train(name: str, seed: int, folder: str, options: argparse.Namespace) -> Tra
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        callbacks=[clock, *callbacks(tool, phases, blocks)],
+        callbacks=[clock, *callbacks(tool, phases, blocks, module.lr)],
     )
+    reading = timed_reading()
     trainer.fit(module, datamodule=data)
     peak = peak_memory()
     score = nan if schedule in HEAD_GOALS else trainer.test(module, datamodule=data, verbose=False)[0]["test/accuracy"]
     times = [[b - a for a, b in pairwise(marks)] for marks in zip(*clock.marks, strict=True)]
-    return {"seconds": times[0], "cpu": times[1], "peak": peak, "accuracy": score}
+    return {"seconds": times[0], "cpu": times[1], "reading": sum(reading), "peak": peak, "accuracy": score}
 
 
-def parts(schedule: str, folder: str, rows: int, **arguments: Any) -> tuple[FineTuner, LightningDataModule]:
+def timed_reading() -> list[float]:
+    """Return a list that gets how long each reading of kept values keeps a step waiting [s]."""
+    times: list[float] = []
+    get = ReadAhead.get
+
+    def timed(*arguments: Any) -> Any:
+        start = perf_counter()
+        found = get(*arguments)
+        times.append(perf_counter() - start)
+        return found
+
+    ReadAhead.get = timed  # type: ignore[method-assign]
+    return times
+
+
+def parts(
+    schedule: str, folder: str, options: argparse.Namespace, **arguments: Any
+) -> tuple[FineTuner, LightningDataModule]:
     """Return a new module and its data."""
+    if schedule == "images":
+        head = partial(ImageClassificationHead, num_classes=10)
+        module = FineTuner(TimmBackbone(NAME, checkpoint=WEIGHTS), head, lr=1e-3, **arguments)
+        rest = 10_000 - options.rows - options.test_rows  # nothing is validated
+        images = ImageClassificationData(
+            FASHION, image_size=SIZE, augment=False, val_size=rest, test_size=options.test_rows
+        )
+        return module, images
     module = FineTuner(TransformersBackbone(MODEL), partial(SequenceClassificationHead, num_classes=2), **arguments)
     tokenizer: Any = module.backbone.tokenizer
     if schedule == "head-128":
-        return module, RandomTextData(RandomTexts(rows, 128, len(tokenizer)), 32)
+        return module, RandomTextData(RandomTexts(options.rows, 128, len(tokenizer)), 32)
     files = [f"{folder}/{part}.csv" for part in ("train", "test", "test")]
     return module, TextClassificationData(*files, tokenizer=tokenizer, batch_size=32)
 
@@ -156,7 +207,7 @@ def parts(schedule: str, folder: str, rows: int, **arguments: Any) -> tuple[Fine
 def phases_of(name: str, names: Sequence[str], epochs: int) -> Phases:
     """Return what a contender trains in each phase."""
     schedule, tool = name.split("/")
-    layers = [block for block in names if ".layer." in block]
+    layers = [block for block in names if ".layer." in block or ".blocks." in block]
     phases: Phases = []
     for share in SHARES[schedule]:
         trained = names if share == 1 else [*layers[len(layers) - ceil(share * len(layers)) :], names[-1]]
@@ -165,17 +216,17 @@ def phases_of(name: str, names: Sequence[str], epochs: int) -> Phases:
     return {"full": [(names, total)], "lightning": [phases[0], (names, total - epochs)]}.get(tool, phases)
 
 
-def callbacks(tool: str, phases: Phases, blocks: BlockMap) -> list[Callback]:
+def callbacks(tool: str, phases: Phases, blocks: BlockMap, lr: float) -> list[Callback]:
     """Return what makes a tool train the phases."""
     if tool == "lightning":
         return [BackboneFinetuning(phases[0][1], backbone_initial_ratio_lr=1.0, should_align=False)]
     if tool == "scheduler":
-        return scheduler(phases, blocks)
+        return scheduler(phases, blocks, lr)
     ours = [GradualUnfreezing([{"train": list(trained), "epochs": epochs} for trained, epochs in phases])]
     return {"full": [], "uncached": ours, "cached": [*ours, FrozenPrefixCache()]}[tool]
 
 
-def scheduler(phases: Phases, blocks: BlockMap) -> list[Callback]:
+def scheduler(phases: Phases, blocks: BlockMap, lr: float) -> list[Callback]:
     """Return finetuning-scheduler's callbacks."""
     from finetuning_scheduler import FinetuningScheduler, FTSCheckpoint  # pyright: ignore[reportMissingImports]
 
@@ -183,7 +234,7 @@ def scheduler(phases: Phases, blocks: BlockMap) -> list[Callback]:
     for number, (trained, epochs) in enumerate(phases):
         end += epochs
         paths = [path for block in blocks if block.name in {*trained} - known for path in block.paths]
-        schedule[number] = {"params": [rf"{path}\..*" for path in paths], "max_transition_epoch": end, "lr": 2e-4}
+        schedule[number] = {"params": [rf"{path}\..*" for path in paths], "max_transition_epoch": end, "lr": lr}
         known |= set(trained)
     options = {"epoch_transitions_only": True, "restore_best": False, "apply_lambdas_new_pgs": True}
     return [FinetuningScheduler(schedule, **options), FTSCheckpoint(monitor="train/loss")]
@@ -194,11 +245,14 @@ def trained_only(groups: Any) -> AdamW:
     return AdamW([group | {"params": [p for p in group["params"] if p.requires_grad]} for group in groups])
 
 
-def operations(folder: str, options: argparse.Namespace) -> tuple[Sequence[str], BlockCosts]:
+def operations(schedule: str, folder: str, options: argparse.Namespace) -> tuple[Sequence[str], BlockCosts]:
     """Return the blocks' names and what they cost on a batch."""
-    module, data = parts("to-full", folder, options.rows)
-    data.setup("fit")
-    batch = next(iter(data.train_dataloader()))
+    module, data = parts(schedule, folder, options)
+    if schedule == "images":
+        batch = {"pixel_values": torch.zeros(32, 3, SIZE, SIZE)}
+    else:
+        data.setup("fit")
+        batch = next(iter(data.train_dataloader()))
     blocks = BlockMap.of(module)
     return blocks.names, count_costs(blocks, lambda: module(batch))
 
@@ -234,13 +288,17 @@ def gains(found: dict[str, list[Training]], ceilings: dict[str, float]) -> Table
 
 def head_gains(found: dict[str, list[Training]]) -> Table:
     """Return what an epoch of the head takes after the first."""
-    table = Table("texts", "uncached", "cached", "ratio", "by processor time", "goal", "peaks")
+    columns = ("uncached", "cached", "ratio", "by processor time", "goal", "filling", "reading", "peaks")
+    table = Table("texts", *columns, caption="filling: processor time of the first epoch / without; reading: of a step")
     for texts, goal in HEAD_GOALS.items():
         pair = [found[f"{texts}/{tool}"] for tool in ("uncached", "cached")]
         wall, cpu = ([median(t for run in runs for t in run[key][1:]) for runs in pair] for key in ("seconds", "cpu"))
         peaks = " ".join(f"{median(run['peak'] for run in runs) / 1024:.0f} MB" for runs in pair)
         ratios = (f"{slow / fast:.1f}" for slow, fast in (wall, cpu))
-        table.add_row(texts, *(f"{seconds:.3f} s" for seconds in wall), *ratios, f"{goal}", peaks)
+        fill = median(kept["cpu"][0] / run["cpu"][0] for run, kept in zip(*pair, strict=True))
+        read = median(run["reading"] / sum(run["seconds"][1:]) for run in pair[1])
+        costs = (f"{fill:.2f}", f"{read:.1%}")
+        table.add_row(texts, *(f"{seconds:.3f} s" for seconds in wall), *ratios, f"{goal}", *costs, peaks)
     return table
 
 
