@@ -172,6 +172,8 @@ class _Drawing:
             ahead.append(batch)
             while len(ahead) > (num_ahead if drawn < last else 0):
                 yield self._passed_on(ahead.popleft())
+        while ahead:  # a resumed epoch ends before its length says
+            yield self._passed_on(ahead.popleft())
 
     def _noted(self) -> Iterator[Any]:
         for drawn in self._sampler:

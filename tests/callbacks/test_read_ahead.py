@@ -100,6 +100,13 @@ class Numbers(Dataset):
         return index
 
 
+class Resumed(DistributedSampler):
+    """Has eight samples of its epoch behind it, which its length does not say."""
+
+    def __iter__(self) -> Iterator[int]:
+        yield from [*super().__iter__()][8:]
+
+
 class Own(RandomSampler):
     """Draws who knows what while it goes."""
 
@@ -113,6 +120,7 @@ SAMPLERS: dict[str, tuple[Any, bool]] = {
     "random": (RandomSampler(DATA), True),
     "a part of it": (RandomSampler(DATA, num_samples=8), True),
     "of a rank": (DistributedSampler(DATA, num_replicas=2, rank=0), True),
+    "of a resumed epoch": (Resumed(DATA, num_replicas=1, rank=0), True),
     "with replacement": (RandomSampler(DATA, replacement=True), False),
     "longer than the data": (RandomSampler(DATA, num_samples=24), False),
     "somebody's own": (Own(DATA), False),

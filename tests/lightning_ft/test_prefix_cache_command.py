@@ -66,10 +66,13 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
-def assert_same(one: Path, other: Path) -> None:
+def assert_same(one: Path, other: Path, kills: int = 0) -> None:
     mine, theirs = losses(one), losses(other)
-    assert mine.keys() == theirs.keys()
-    assert all(mine[step] == pytest.approx(theirs[step], abs=1e-4) for step in mine)
+    assert theirs.keys() <= mine.keys()
+    # Lightning logs a step behind its checkpoint: killed right between the two, that one row is not there
+    assert len(mine) - len(theirs) <= kills
+    assert max(mine) in theirs
+    assert all(mine[step] == pytest.approx(theirs[step], abs=1e-4) for step in theirs)
     for name, tensor in weights(one).items():
         torch.testing.assert_close(weights(other)[name], tensor, atol=1e-4, rtol=1e-3)
 
@@ -121,7 +124,7 @@ def test_killed_in_mid_fill_or_mid_phase_and_resumed_it_is_the_run_without_it(
         process.send_signal(signal.SIGKILL)
         process.communicate()
         resumed = fit(root, tiny_bert, table, config, "--ckpt_path", "last")
-        assert_same(without, resumed)
+        assert_same(without, resumed, kills=1)
         assert not list((tmp_path / "cache").glob("fit-*")), "what the killed run left is still there"
 
 
