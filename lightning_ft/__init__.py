@@ -11,10 +11,12 @@ from lightning_ft.data.base import FineTuningData as FineTuningData
 from lightning_ft.data.image_classification import ImageClassificationData as ImageClassificationData
 from lightning_ft.data.sampler import EpochSampler as EpochSampler
 from lightning_ft.data.text_classification import TextClassificationData as TextClassificationData
+from lightning_ft.data.token_classification import TokenClassificationData as TokenClassificationData
 from lightning_ft.features import FeatureInfo as FeatureInfo
 from lightning_ft.features import MapFeatures as MapFeatures
 from lightning_ft.features import TokenFeatures as TokenFeatures
 from lightning_ft.heads.base import Head as Head
 from lightning_ft.heads.image_classification import ImageClassificationHead as ImageClassificationHead
 from lightning_ft.heads.sequence_classification import SequenceClassificationHead as SequenceClassificationHead
+from lightning_ft.heads.token_classification import TokenClassificationHead as TokenClassificationHead
 from lightning_ft.module import FineTuner as FineTuner

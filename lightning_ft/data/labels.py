@@ -6,7 +6,9 @@ from difflib import get_close_matches
 from math import isfinite
 from typing import Any, Literal
 
-Task = Literal["multiclass", "multilabel", "regression"]
+from lightning_ft.entities import NONE, are_entities, kinds_of, tag_names, to_iob2
+
+Task = Literal["multiclass", "multilabel", "regression", "entities", "tags"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +16,8 @@ class Labels:
     """The labels of a data set.
 
     Attributes:
-        task: ``"multiclass"`` (one class a sample), ``"multilabel"`` (any number), ``"regression"`` (a number).
+        task: ``"multiclass"`` (one class a sample), ``"multilabel"`` (any number), ``"regression"`` (a number),
+            ``"entities"`` (a tag of IOB2 a word) or ``"tags"`` (a class a word).
         names: Class names in the order of the prediction; empty for regression.
     """
 
@@ -35,6 +38,15 @@ class Labels:
             ValueError: If there is one class only, or a value is no number in a regression.
         """
         task = task or task_of(values)
+        if task in ("entities", "tags"):
+            tags = {tag for value in values for tag in value}
+            if task == "entities" and not are_entities(tags):
+                strange = next(iter(sorted(tags - {NONE})), None)
+                raise ValueError(
+                    f"{where}: expected tags as B-person, I-person and O, but found "
+                    + (f"{NONE} alone" if strange is None else f"{strange!r}; task: tags takes one class a word")
+                )
+            return cls(task, tag_names(kinds_of(tags)) if task == "entities" else tuple(sorted(tags)))
         if task == "regression":
             labels = cls(task)
             labels.encode(values, where)
@@ -53,7 +65,7 @@ class Labels:
         return len(self.names) or 1
 
     def encode(self, values: Iterable[Any], where: str) -> list[Any]:
-        """Translate a column to targets: class indices, rows of 0 and 1, or floats.
+        """Translate a column to targets: class indices, rows of 0 and 1, floats, or the class indices of words.
 
         Args:
             values: The column.
@@ -78,6 +90,9 @@ class Labels:
 
         if self.task == "multiclass":
             return [position(_name(value), row) for row, value in enumerate(values)]
+        if self.task in ("entities", "tags"):
+            read = to_iob2 if self.task == "entities" else list
+            return [[position(tag, row) for tag in read(value)] for row, value in enumerate(values)]
         rows = []
         for row, value in enumerate(values):
             target = [0.0] * len(self.names)

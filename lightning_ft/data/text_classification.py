@@ -3,25 +3,23 @@
 import json
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_ft.data.base import FineTuningData, Part
+from lightning_ft.data.base import Part
 from lightning_ft.data.labels import Task, is_missing
 from lightning_ft.data.tables import check_columns, filtered, read_table
+from lightning_ft.data.texts import TextData
 from lightning_ft.extras import require
-from lightning_ft.resources import resolve
-from lightning_ft.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
-class TextClassificationData(FineTuningData):
+class TextClassificationData(TextData):
     """Texts with a class, several classes, or a number.
 
     A file is CSV, TSV, JSONL or Parquet, a folder that the ``datasets`` library saved, ``package://name/path``, or the
@@ -88,14 +86,12 @@ class TextClassificationData(FineTuningData):
             split_seed=split_seed,
             batch_size=batch_size,
             num_workers=num_workers,
+            tokenizer=tokenizer,
+            max_length=max_length,
         )
-        if max_length is not None and max_length < 1:
-            raise ValueError(f"expected max_length to be a positive number of tokens, but got {max_length}")
-        self.tokenizer = tokenizer
         self.where = where or {}
         self.text_column = text_column
         self.text_pair_column = text_pair_column
-        self.max_length = max_length
         self.bucket = bucket
 
     def read(self, part: Part) -> "Dataset":
@@ -155,38 +151,6 @@ class TextClassificationData(FineTuningData):
     def collate(self) -> "TextCollator":
         """Return the function that pads a batch to its longest text."""
         return TextCollator(self._tokenizer())
-
-    def _tokenizer(self) -> Any:
-        """Return the tokenizer given, or that of the module's backbone.
-
-        Raises:
-            ValueError: If there is neither.
-        """
-        if isinstance(self.tokenizer, str | Path):
-            self.tokenizer = load_tokenizer(resolve(self.tokenizer), type(self).__name__)
-        tokenizer = self.tokenizer or getattr(self._backbone(), "tokenizer", None)
-        if tokenizer is None:
-            raise ValueError(
-                f"{type(self).__name__} needs a tokenizer: train a FineTuner with a TransformersBackbone of a text "
-                "model, or give tokenizer"
-            )
-        return tokenizer
-
-    def _limit(self, tokenizer: Any) -> int | None:
-        """Return the tokens after which texts are cut; None for no limit.
-
-        Raises:
-            ValueError: If max_length is more than the model takes.
-        """
-        limits = [getattr(self._backbone(), "max_length", None), tokenizer.model_max_length]
-        # a tokenizer that knows no limit says 1e30
-        model_limit = min((limit for limit in limits if limit is not None and limit < 1e9), default=None)
-        if self.max_length is not None and model_limit is not None and self.max_length > model_limit:
-            raise ValueError(f"max_length={self.max_length} is more than the {model_limit} tokens that the model takes")
-        return self.max_length or model_limit
-
-    def _backbone(self) -> Any:
-        return getattr(getattr(self.trainer, "lightning_module", None), "backbone", None)
 
 
 class TextCollator:

@@ -1,7 +1,7 @@
 """Head: features to prediction, its loss, its metrics, and decoding a prediction for a person."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,12 +40,15 @@ class Head(nn.Module, ABC):
         return prediction, target
 
     @abstractmethod
-    def decode(self, prediction: Tensor, label_names: Sequence[str] | None) -> list[dict[str, Any]]:
+    def decode(
+        self, prediction: Tensor, label_names: Sequence[str] | None, batch: Mapping[str, Tensor]
+    ) -> list[dict[str, Any]]:
         """Return one row a sample, for a person to read.
 
         Args:
             prediction: What ``forward`` returned.
             label_names: Names of the classes, in their order; None where they have none.
+            batch: The batch that it is of.
         """
 
     @staticmethod

@@ -1,7 +1,7 @@
 """ClassificationHead: what heads share that predict classes, or a number, for a whole sample."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -147,7 +147,12 @@ class ClassificationHead(Head):
             return prediction.view_as(target), target
         return prediction, target.int() if self.task == "multilabel" else target
 
-    def decode(self, prediction: Tensor, label_names: Sequence[str] | None) -> list[dict[str, Any]]:
+    def decode(
+        self,
+        prediction: Tensor,
+        label_names: Sequence[str] | None,
+        batch: Mapping[str, Tensor] | None = None,  # noqa: ARG002
+    ) -> list[dict[str, Any]]:
         """Return for each sample its ``prediction``, and the ``probabilities`` of all classes by name."""
         if self.task == "regression":
             rows = prediction.float().tolist()

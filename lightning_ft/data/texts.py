@@ -1,0 +1,58 @@
+"""TextData: what data of texts share: the tokenizer, and how long a text may be."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning_ft.data.base import FineTuningData
+from lightning_ft.resources import resolve
+from lightning_ft.tokenizers import load_tokenizer
+
+
+class TextData(FineTuningData):
+    """Texts that are tokenised for a model.
+
+    Args:
+        *arguments: As FineTuningData takes them.
+        tokenizer: A tokenizer, or the name or folder of one; None for that of the module's backbone.
+        max_length: Tokens that the model gets of a text at once, at most; None for what it takes.
+        **options: As FineTuningData takes them.
+    """
+
+    def __init__(self, *arguments: Any, tokenizer: Any, max_length: int | None, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"expected max_length to be a positive number of tokens, but got {max_length}")
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+
+    def _tokenizer(self) -> Any:
+        """Return the tokenizer given, or that of the module's backbone.
+
+        Raises:
+            ValueError: If there is neither.
+        """
+        if isinstance(self.tokenizer, str | Path):
+            self.tokenizer = load_tokenizer(resolve(self.tokenizer), type(self).__name__)
+        tokenizer = self.tokenizer or getattr(self._backbone(), "tokenizer", None)
+        if tokenizer is None:
+            raise ValueError(
+                f"{type(self).__name__} needs a tokenizer: train a FineTuner with a TransformersBackbone of a text "
+                "model, or give tokenizer"
+            )
+        return tokenizer
+
+    def _limit(self, tokenizer: Any) -> int | None:
+        """Return the tokens that the model gets of a text at most; None for no limit.
+
+        Raises:
+            ValueError: If max_length is more than the model takes.
+        """
+        limits = [getattr(self._backbone(), "max_length", None), tokenizer.model_max_length]
+        # a tokenizer that knows no limit says 1e30
+        model_limit = min((limit for limit in limits if limit is not None and limit < 1e9), default=None)
+        if self.max_length is not None and model_limit is not None and self.max_length > model_limit:
+            raise ValueError(f"max_length={self.max_length} is more than the {model_limit} tokens that the model takes")
+        return self.max_length or model_limit
+
+    def _backbone(self) -> Any:
+        return getattr(getattr(self.trainer, "lightning_module", None), "backbone", None)
