@@ -56,7 +56,7 @@ pytest_collect_file = Sybil(
         CodeBlockParser("yaml", write_recipe),
         SkipParser(),
     ],
-    patterns=["README.md", "docs/*.md"],
+    patterns=["README.md", "docs/*.md", "docs/tasks/*.md"],
     setup=enter_page,
     teardown=leave_page,
 ).pytest()

@@ -18,7 +18,7 @@ from lightning_ft.config_errors import CLOSE, OPEN, explain
 from lightning_ft.metrics_csv import MetricsCSV, steps_logged
 from lightning_ft.module import FineTuner, check_same_model
 from lightning_ft.predictions import PredictionWriter
-from lightning_ft.recipe import build_data, fill, move_optimizer, rebuild_from
+from lightning_ft.recipe import build_data, check_head, fill, move_optimizer, rebuild_from
 from lightning_ft.results import print_results
 from lightning_ft.run_arguments import RUNS
 from lightning_ft.run_config import RunConfig
@@ -126,6 +126,7 @@ class Command(LightningCLI):
         data = build_data(config.data)
         labels = getattr(data, "labels", None)
         if labels is not None:
+            check_head(config.model.head, labels.task, type(data).__name__)
             fill(config.model.head, task=labels.task, num_classes=labels.num_classes)
         super().instantiate_classes()
         self.datamodule = data

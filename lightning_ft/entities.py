@@ -1,7 +1,8 @@
 """Entities: stretches of words, and the tags of words that stand for them.
 
-Tags are those of IOB2: ``O`` for no entity, ``B-person`` for the first word of one, ``I-person`` for its others. Classes
-have this order, so that a number alone says what it is: 0 for ``O``, then ``B-`` and ``I-`` of each kind in turn.
+Tags are those of IOB2: ``O`` for no entity, ``B-person`` for the first word of one, ``I-person`` for its others.
+Classes have this order, so that a number alone says what it is: 0 for ``O``, then ``B-`` and ``I-`` of each kind in
+turn.
 """
 
 from collections.abc import Iterable, Sequence

@@ -247,7 +247,7 @@ class FineTuner(LightningModule):
 
     def _evaluate(self, stage: str, batch: Batch) -> None:
         prediction, target = self(batch), batch["labels"]
-        self._loss(stage).update(self.head.loss(prediction, target), weight=len(target))
+        self._loss(stage).update(self.head.loss(prediction, target), weight=self.head.count(target))
         self._metrics(stage).update(*self.head.compared(prediction.float(), target))
 
     def _log(self, stage: str) -> None:

@@ -78,8 +78,10 @@ class PredictionWriter(Callback):
             return
         for name, value in row.pop("probabilities", {}).items():
             row[f"probability_{name}"] = round(value, 6)
-        if isinstance(row["prediction"], list):
-            row["prediction"] = "|".join(map(str, row["prediction"]))
+        found = row["prediction"]
+        if isinstance(found, list):  # names between |, or what has parts as JSON
+            plain = not any(isinstance(part, dict) for part in found)
+            row["prediction"] = "|".join(map(str, found)) if plain else json.dumps(found, ensure_ascii=False)
         if self._table is None:
             self._table = csv.DictWriter(self._stream, fieldnames=list(row))
             self._table.writeheader()

@@ -12,6 +12,7 @@ from lightning_ft.backbones.base import Backbone
 from lightning_ft.config_errors import explain
 from lightning_ft.data.base import FineTuningData
 from lightning_ft.extras import import_class
+from lightning_ft.heads.base import Head, heads_for
 from lightning_ft.module import FineTuner
 
 
@@ -23,6 +24,23 @@ def build_data(config: Namespace) -> Any:
         return parser.instantiate(Namespace(data=config))["data"]
     except ValueError as error:
         raise ValueError(explain(str(error), parser, ())) from error
+
+
+def check_head(head: Namespace | None, task: str, data: str) -> None:
+    """Raise where a head of ours cannot learn what the data has.
+
+    Args:
+        head: The head of the configuration.
+        task: The task of the data's labels.
+        data: The data's name, for the message.
+
+    Raises:
+        ValueError: If it cannot, with the heads that can.
+    """
+    kind: Any = None if head is None else import_class(head.class_path)
+    if isinstance(kind, type) and issubclass(kind, Head) and kind.tasks and task not in kind.tasks:
+        fitting = ", ".join(one.__name__ for one in heads_for(task))
+        raise ValueError(f"{kind.__name__} does not learn {task}, which {data} has; heads that do: {fitting}")
 
 
 def fill(part: Namespace | None, **values: Any) -> None:

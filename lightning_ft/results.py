@@ -7,17 +7,22 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from lightning_ft.entities import kinds_of
 from lightning_ft.module import FineTuner
 
 MOST_CLASSES = 20
 
 
 def print_results(trainer: Trainer, model: FineTuner, stage: str) -> None:
-    """Print each metric on a line of its own, and the confusion matrix of few classes."""
+    """Print each metric on a line of its own, the confusion matrix of few classes, and the scores of each kind."""
     matrix = model.tables.get(f"{stage}/confusion_matrix")
     if matrix is not None and matrix.ndim == 2 and len(matrix) <= MOST_CLASSES:
         names = model.label_names or [str(number) for number in range(len(matrix))]
         Console().print(confusion_table(matrix, names))
+    scores = model.tables.get(f"{stage}/by_kind")
+    if scores is not None:
+        kinds = kinds_of(model.label_names or ()) or [str(number) for number in range(len(scores))]
+        Console().print(kinds_table(scores, kinds))
     for name, value in sorted(trainer.callback_metrics.items()):
         print(f"{name} {value.item():.4f}")
 
@@ -27,4 +32,12 @@ def confusion_table(matrix: Tensor, names: Sequence[str]) -> Table:
     table = Table("true \\ predicted", *names, title="confusion matrix")
     for name, row in zip(names, matrix.tolist(), strict=True):
         table.add_row(name, *map(str, row))
+    return table
+
+
+def kinds_table(scores: Tensor, kinds: Sequence[str]) -> Table:
+    """Return precision, recall, F1 and the number of true entities of each kind, shape (kind, 4), as a table."""
+    table = Table("kind", "precision", "recall", "F1", "entities")
+    for kind, (*shares, number) in zip(kinds, scores.tolist(), strict=True):
+        table.add_row(kind, *(f"{share:.3f}" for share in shares), str(int(number)))
     return table

@@ -17,8 +17,8 @@ class EntityScores(Metric):
     0 where there is nothing to divide by.
 
     Args:
-        score: ``"precision"``, ``"recall"`` or ``"f1"``, each a scalar; ``"by_kind"`` for all three of each kind and the
-            number of true entities, shape (kind, 4).
+        score: ``"precision"``, ``"recall"`` or ``"f1"``, each a scalar; ``"by_kind"`` for all three of each kind and
+            the number of true entities, shape (kind, 4).
         num_kinds: Kinds of entities.
     """
 
@@ -72,14 +72,14 @@ def _scores(right: Tensor, found: Tensor, true: Tensor) -> dict[str, Tensor]:
 class WordAccuracy(MulticlassAccuracy):
     """The share of words with the right class."""
 
-    def update(self, tags: Tensor, target: Tensor) -> None:
+    def update(self, preds: Tensor, target: Tensor) -> None:
         """Add a batch, as ``EntityScores`` takes it."""
-        super().update(tags[target >= 0], target[target >= 0])
+        super().update(preds[target >= 0], target[target >= 0])
 
 
 class WordF1(MulticlassF1Score):
     """The mean over classes of the F1 of words."""
 
-    def update(self, tags: Tensor, target: Tensor) -> None:
+    def update(self, preds: Tensor, target: Tensor) -> None:
         """Add a batch, as ``EntityScores`` takes it."""
-        super().update(tags[target >= 0], target[target >= 0])
+        super().update(preds[target >= 0], target[target >= 0])

@@ -34,9 +34,9 @@ class TokenClassificationData(TextData):
     - JSONL or Parquet with a list of words and a list of tags a row, a folder that the ``datasets`` library saved, or
       the name of a data set on the hub.
 
-    To predict also rows with a text, CSV too. Tags of entities are read in IOB1, IOB2, IOBES and BILOU, and become those
-    of IOB2. A text too long for the model is cut into windows that overlap, and each word is judged in the window in
-    which more of the text stands around it; nothing is cut off. Batches are ``input_ids``, ``attention_mask`` and
+    To predict also rows with a text, CSV too. Tags of entities are read in IOB1, IOB2, IOBES and BILOU, and become
+    those of IOB2. A text too long for the model is cut into windows that overlap, and each word is judged in the window
+    in which more of the text stands around it; nothing is cut off. Batches are ``input_ids``, ``attention_mask`` and
     ``labels``, shape (window, token): the class of each word at its first token, negative numbers elsewhere. To predict
     there is also ``characters``, shape (window, token, 2): the place in the text of the word that begins there.
 
@@ -63,8 +63,8 @@ class TokenClassificationData(TextData):
     Raises:
         ModuleNotFoundError: If datasets or transformers are not installed.
         FileNotFoundError: If a file is not there.
-        ValueError: If a word has no tag, a file has no words or lacks a column, the tags are none of entities, a tag was
-            never seen in training, or the tokenizer does not tell where its tokens stand.
+        ValueError: If a word has no tag, a file has no words or lacks a column, the tags are none of entities, a tag
+            was never seen in training, or the tokenizer does not tell where its tokens stand.
     """
 
     def __init__(
@@ -172,14 +172,14 @@ class TokenClassificationData(TextData):
         overlap = self.overlap or max(1, (room or 0) // 4)
         if room is not None and overlap >= room:
             raise ValueError(f"overlap={overlap} leaves nothing new of windows of {room} tokens")
-        texts, places = zip(*map(self._text, table), strict=True)
+        texts, places = zip(*(self._text(row) for row in table.to_list()), strict=True)
         # tokens of words that nobody has tagged count as words too
         classes = targets or [[0] * len(words) for words in places]
         windows = word_windows(texts, places, classes, tokenizer, limit, overlap)
         self._tell(part, [len(text.labels) for text in windows], sum(text.num_lost for text in windows))
         rows = []
         for text in windows:
-            row = {**text.inputs, "labels": text.labels}
+            row: dict[str, list] = {**text.inputs, "labels": text.labels}
             if part == "predict":
                 row["characters"] = text.characters
             apart = range(len(text.labels)) if part == "train" else [slice(None)]

@@ -4,6 +4,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import inf
 from typing import Any
 
@@ -131,4 +132,4 @@ def _middles(windows: Sequence[Sequence[Place | None]]) -> list[float]:
     for tokens in windows:
         real = [token for token in tokens if token is not None]
         ranges.append((real[0][0], real[-1][1]) if real else (0, 0))
-    return [(before[1] + after[0]) / 2 for before, after in zip(ranges, ranges[1:], strict=False)]
+    return [(before[1] + after[0]) / 2 for before, after in pairwise(ranges)]

@@ -2,12 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from lightning_ft.features import FeatureInfo, Features
+from lightning_ft.features import FeatureInfo, FeatureKind, Features
 
 
 class Head(nn.Module, ABC):
@@ -16,10 +16,14 @@ class Head(nn.Module, ABC):
     A head knows nothing of training. FineTuner asks it for a loss, for metrics, and for rows that a person can read.
 
     Attributes:
+        reads: The features that it reads.
+        tasks: What the labels of its data may be.
         num_classes: Classes it tells apart; None where the task has none.
         main_metric: The metric that a person watches, one of those of ``metrics``.
     """
 
+    reads: ClassVar[FeatureKind]
+    tasks: ClassVar[tuple[str, ...]] = ()
     num_classes: int | None = None
     main_metric: str | None = None
 
@@ -30,6 +34,10 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Return the mean loss of a batch, a scalar."""
+
+    def count(self, target: Tensor) -> int:
+        """Return of how many things ``loss`` is the mean, so that the loss of an epoch is that of all; here samples."""
+        return len(target)
 
     @abstractmethod
     def metrics(self) -> MetricCollection:
@@ -51,12 +59,31 @@ class Head(nn.Module, ABC):
             batch: The batch that it is of.
         """
 
-    @staticmethod
-    def expect(features: FeatureInfo, kind: str, head: str) -> None:
-        """Raise unless a backbone's features are of the kind that a head reads.
+    @classmethod
+    def expect(cls, features: FeatureInfo) -> None:
+        """Raise unless a backbone's features are of the kind that this head reads.
 
         Raises:
-            ValueError: If they are of another kind.
+            ValueError: If they are of another kind, with the heads that read it.
         """
-        if features.kind != kind:
-            raise ValueError(f"{head} reads {kind}, but this backbone gives {features.kind}")
+        if features.kind != cls.reads:
+            fitting = ", ".join(head.__name__ for head in heads() if head.reads == features.kind)
+            raise ValueError(
+                f"{cls.__name__} reads {cls.reads}, but this backbone gives {features.kind}; for them there are "
+                f"{fitting}"
+            )
+
+
+def heads() -> list[type[Head]]:
+    """Return all heads that are no base of others, those of other packages too, once they are imported."""
+
+    def below(head: type[Head]) -> list[type[Head]]:
+        known = head.__subclasses__()
+        return [one for child in known for one in below(child)] if known else [head]
+
+    return sorted(below(Head), key=lambda head: head.__name__)
+
+
+def heads_for(task: str) -> list[type[Head]]:
+    """Return the heads whose data may have a task."""
+    return [head for head in heads() if task in head.tasks]

@@ -40,6 +40,8 @@ class ClassificationHead(Head):
         ValueError: If num_classes is missing or too small, or an option does not go with the task.
     """
 
+    tasks = ("multiclass", "multilabel", "regression")
+
     def __init__(
         self,
         features: FeatureInfo,

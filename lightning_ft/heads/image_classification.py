@@ -23,8 +23,10 @@ class ImageClassificationHead(ClassificationHead):
         ValueError: If the backbone gives tokens, or an option is wrong.
     """
 
+    reads = "maps"
+
     def __init__(self, features: FeatureInfo, **kwargs: Any) -> None:
-        self.expect(features, "maps", "ImageClassificationHead")
+        self.expect(features)
         super().__init__(features, **kwargs)
 
     def pool(self, features: Features) -> Tensor:

@@ -23,12 +23,14 @@ class SequenceClassificationHead(ClassificationHead):
         ValueError: If the backbone gives maps, or an option is wrong.
     """
 
+    reads = "tokens"
+
     def __init__(
         self, features: FeatureInfo, *, pooling: Literal["mean", "cls", "last"] = "mean", **kwargs: Any
     ) -> None:
         if pooling not in ("mean", "cls", "last"):
             raise ValueError(f"expected pooling to be 'mean', 'cls' or 'last', but got {pooling!r}")
-        self.expect(features, "tokens", "SequenceClassificationHead")
+        self.expect(features)
         super().__init__(features, **kwargs)
         self.pooling = pooling
 

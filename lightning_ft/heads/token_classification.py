@@ -41,6 +41,9 @@ class TokenClassificationHead(Head):
         ModuleNotFoundError: If pytorch-crf is needed and not installed.
     """
 
+    reads = "tokens"
+    tasks = ("entities", "tags")
+
     def __init__(
         self,
         features: FeatureInfo,
@@ -55,7 +58,7 @@ class TokenClassificationHead(Head):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        self.expect(features, "tokens", name)
+        self.expect(features)
         if task not in (None, "entities", "tags"):
             raise ValueError(f"{name}: expected task to be entities or tags, but got {task!r}")
         self.task = task or "entities"
@@ -107,6 +110,10 @@ class TokenClassificationHead(Head):
             prediction.flatten(0, 1), classes, self.class_weights, label_smoothing=self.label_smoothing
         )
 
+    def count(self, target: Tensor) -> int:
+        """Return how many words there are."""
+        return int((target >= 0).sum())
+
     def metrics(self) -> MetricCollection:
         """Return precision, recall and F1 of whole entities, all together and by kind; and of words the accuracy.
 
@@ -114,10 +121,13 @@ class TokenClassificationHead(Head):
         """
         assert self.num_classes is not None
         number = self.num_classes
-        accuracy = {"accuracy": WordAccuracy(number, average="micro")}
+        accuracy: dict[str, Any] = {"accuracy": WordAccuracy(number, average="micro")}
         if self.task == "tags":
-            return MetricCollection(accuracy | {"macro_f1": WordF1(number, average="macro")}, compute_groups=False)
-        scores = {score: EntityScores(score, number // 2) for score in ("f1", "precision", "recall", "by_kind")}
+            accuracy["macro_f1"] = WordF1(number, average="macro")
+            return MetricCollection(accuracy, compute_groups=False)
+        scores: dict[str, Any] = {
+            score: EntityScores(score, number // 2) for score in ("f1", "precision", "recall", "by_kind")
+        }
         return MetricCollection(scores | accuracy, compute_groups=[[*scores], [*accuracy]])
 
     def compared(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,4 +198,3 @@ def _crf(num_classes: int, *, entities: bool) -> Any:
                 others = [tag for tag in range(num_classes) if tag not in (begins, goes_on)]
                 crf.transitions[others, goes_on] = FORBIDDEN
     return crf
-

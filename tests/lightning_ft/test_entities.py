@@ -65,7 +65,14 @@ def test_tags_of_every_scheme_become_those_of_iob2_with_the_same_entities(scheme
 
 @pytest.mark.parametrize(
     ("tags", "are"),
-    [(["O", "B-a"], True), (["O", "I-a-b"], True), (["O"], False), (["NN", "B-a"], False), (["B-"], False), ([], False)],
+    [
+        (["O", "B-a"], True),
+        (["O", "I-a-b"], True),
+        (["O"], False),
+        (["NN", "B-a"], False),
+        (["B-"], False),
+        ([], False),
+    ],
 )
 def test_tags_of_entities_are_told_from_others(tags: list[str], are: bool) -> None:
     assert are_entities(tags) is are

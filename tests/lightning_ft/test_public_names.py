@@ -67,7 +67,9 @@ def test_public_names_are_imported_under_their_own_name():
         "TimmBackbone",
         "SequenceClassificationHead",
         "ImageClassificationHead",
+        "TokenClassificationHead",
         "TextClassificationData",
+        "TokenClassificationData",
         "ImageClassificationData",
     ],
 )

@@ -146,7 +146,7 @@ def test_kinds_given_and_tags_of_a_checkpoint_are_understood(file: Path) -> None
 
 
 @pytest.mark.parametrize("kind", ["conll", "jsonl", "csv"])
-def test_rows_to_predict_are_the_text_whose_characters_count(file: Path, tmp_path: Path, kind: str) -> None:
+def test_rows_to_predict_are_the_text_whose_characters_count(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"new.{kind}"
     text = {
         "conll": "Ada\nLovelace\n\n",
