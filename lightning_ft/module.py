@@ -160,7 +160,7 @@ class FineTuner(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:  # noqa: ARG002
         """Return one row a sample, with label names."""
-        return self.head.decode(self(batch), self.label_names, batch)
+        return self.head.predict(self.backbone, batch, self.label_names)
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer and its schedule.

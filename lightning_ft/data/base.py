@@ -4,7 +4,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -44,15 +44,20 @@ class FineTuningData(LightningDataModule, ABC):
         split_seed: Seed of the choice of held-out rows; not the run's seed, so that runs can be compared.
         batch_size: Samples a step on one device.
         num_workers: Processes that load samples; the order and the samples are the same with any number.
+
+    Attributes:
+        labelled: Whether rows have labels; where texts or images are all there is to learn from they have none.
     """
+
+    labelled: ClassVar[bool] = True
 
     def __init__(
         self,
         files: Mapping[Part, str | None],
         *,
-        label_column: str,
-        labels: Sequence[str] | None,
-        task: Task | None,
+        label_column: str = "label",
+        labels: Sequence[str] | None = None,
+        task: Task | None = None,
         val_size: float,
         test_size: float,
         split_seed: int,
@@ -100,12 +105,14 @@ class FineTuningData(LightningDataModule, ABC):
         return None
 
     @cached_property
-    def labels(self) -> Labels:
-        """The labels: those given, else those of the training data.
+    def labels(self) -> Labels | None:
+        """The labels: those given, else those of the training data; None where there are none.
 
         Raises:
             ValueError: If the training data has one class only.
         """
+        if not self.labelled:
+            return None
         if self.label_names is not None:
             known = self.files["train"] is not None and self.task is None
             task = task_of(self.tables["train"][self.label_column]) if known else self.task
@@ -125,9 +132,11 @@ class FineTuningData(LightningDataModule, ABC):
         tables: dict[Part, Dataset] = {}
         parts: tuple[Part, ...] = ("val", "test")
         sizes = {part: self.split_sizes[part] for part in parts if self.files[part] is None}
-        values = table[self.label_column]
-        one_class_each = (self.task or task_of(values)) == "multiclass"
-        classes = [str(value) for value in values] if one_class_each else None
+        classes = None
+        if self.labelled:
+            values = table[self.label_column]
+            one_class_each = (self.task or task_of(values)) == "multiclass"
+            classes = [str(value) for value in values] if one_class_each else None
         rows = stratified_split(len(table), classes, sizes, self.split_seed, self.place("train"))
         for part, indices in rows.items():
             tables[cast("Part", part)] = table.select(indices)
@@ -174,8 +183,9 @@ class FineTuningData(LightningDataModule, ABC):
         }
         if "train" in self._samples:
             state["num_rows"] = len(self._samples["train"])
-        if "labels" in self.__dict__ or self.label_names is not None:
-            state |= {"task": self.labels.task, "label_names": list(self.labels.names)}
+        known = "labels" in self.__dict__ or self.label_names is not None
+        if known and (labels := self.labels) is not None:
+            state |= {"task": labels.task, "label_names": list(labels.names)}
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -199,10 +209,10 @@ class FineTuningData(LightningDataModule, ABC):
         if "label_names" not in state_dict or not self._samples or "predict" in self._samples:
             return
         saved = Labels(state_dict["task"], tuple(state_dict["label_names"]))
-        if saved != self.labels:
+        if (labels := self.labels) is not None and saved != labels:
             raise ValueError(
-                f"the checkpoint's labels are {saved.task} {list(saved.names)}, the data's {self.labels.task} "
-                f"{list(self.labels.names)}"
+                f"the checkpoint's labels are {saved.task} {list(saved.names)}, the data's {labels.task} "
+                f"{list(labels.names)}"
             )
 
     def place(self, part: Part) -> str:
@@ -218,7 +228,10 @@ class FineTuningData(LightningDataModule, ABC):
             if part == "test":
                 raise ValueError(f"no rows to test: give test_file, or a test_size above {self.split_sizes['test']}")
             return []  # nothing was to be held out
-        return self.samples(part, table, self.labels.encode(table[self.label_column], self.place(part)))
+        labels = self.labels
+        if labels is None:
+            return self.samples(part, table, None)
+        return self.samples(part, table, labels.encode(table[self.label_column], self.place(part)))
 
     def _position(self) -> tuple[int, int]:
         """Return the epoch and the batch that a run resumed from a checkpoint saved now begins with.
@@ -238,9 +251,9 @@ class FineTuningData(LightningDataModule, ABC):
     def _labelled(self, part: Part) -> "Dataset":
         """Read a part and drop rows without a label, with a notice."""
         table = self.read(part)
-        values = table[self.label_column]
+        values = [] if not self.labelled else table[self.label_column]
         rows = [row for row, value in enumerate(values) if not is_missing(value)]
-        if len(rows) < len(table):
+        if len(rows) < len(values):
             rank_zero_info(f"{self.place(part)}: {len(table) - len(rows)} of {len(table)} rows have no label; dropped")
             table = table.select(rows)
         if not len(table):

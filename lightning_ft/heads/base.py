@@ -1,7 +1,7 @@
 """Head: features to prediction, its loss, its metrics, and decoding a prediction for a person."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -58,6 +58,21 @@ class Head(nn.Module, ABC):
             label_names: Names of the classes, in their order; None where they have none.
             batch: The batch that it is of.
         """
+
+    def predict(
+        self,
+        backbone: Callable[[Mapping[str, Tensor]], Features],
+        batch: Mapping[str, Tensor],
+        label_names: Sequence[str] | None,
+    ) -> list[dict[str, Any]]:
+        """Return one row a sample of a batch to predict, as ``decode`` does; here what ``decode`` makes of one pass.
+
+        Args:
+            backbone: The backbone.
+            batch: The batch.
+            label_names: Names of the classes, in their order; None where they have none.
+        """
+        return self.decode(self(backbone(batch)), label_names, batch)
 
     @classmethod
     def expect(cls, features: FeatureInfo) -> None:
