@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_ft.targets import IGNORED as IGNORED  # here: no word, or one that another window judges
+
 NONE, BEGINS, GOES_ON = "O", "B-", "I-"
-IGNORED = -100  # a token that is not the first of its word, or whose word another window has more context for
 CONTINUES = -101  # the same, first in a row that goes on with the text of the row before
 PREFIXES = frozenset("BIESLU")  # of all schemes: IOB1, IOB2, IOBES, BILOU
 FIRST, LAST, SINGLE = frozenset("BSU"), frozenset("ESLU"), frozenset("SU")

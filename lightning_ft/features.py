@@ -1,9 +1,10 @@
 """What a backbone gives a head: token states with a mask, or a pyramid of maps."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import register_pytree_node
 
 FeatureKind = Literal["tokens", "maps"]
@@ -45,17 +46,20 @@ class FeatureInfo:
         kind: ``"tokens"`` or ``"maps"``.
         channels: Features of each level of the pyramid, finest first; empty for tokens.
         strides: Input pixels a map pixel of each level [pixel]; empty for tokens, and for a pooled map.
+        language_model: Of a language model, makes what it does behind its states, by kind, ``"causal"`` or
+            ``"masked"``; None for any other backbone.
     """
 
     num_features: int
     kind: FeatureKind
     channels: tuple[int, ...] = ()
     strides: tuple[int, ...] = ()
+    language_model: Callable[[str], nn.Module] | None = field(default=None, compare=False, repr=False)
 
 
 def _as_tree(kind: type) -> None:
     """Let torch look into features for their tensors."""
-    names = [field.name for field in fields(kind)]
+    names = [one.name for one in fields(kind)]
     register_pytree_node(
         kind,
         lambda features: ([getattr(features, name) for name in names], None),

@@ -94,6 +94,15 @@ class FineTuner(LightningModule):
         """Names of the entries of a batch that only the backbone's lowest blocks read: FrozenPrefixCache skips them."""
         return self.backbone.prefix_inputs
 
+    def blocks(self) -> dict[str, list[str]]:
+        """Return the blocks, input first: the backbone's, and the head unless all of it is tied to those."""
+        inner = self.backbone.blocks().items()
+        layout = {f"backbone.{name}": [f"backbone.{path}" for path in paths] for name, paths in inner}
+        tied = {id(parameter) for parameter in self.backbone.parameters()}
+        if any(id(parameter) not in tied for parameter in self.head.parameters()):
+            layout["head"] = ["head"]
+        return layout
+
     def setup(self, stage: str) -> None:
         """Take the label names from the data, and compile where asked.
 
@@ -119,7 +128,8 @@ class FineTuner(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Return the loss of a batch."""
-        loss = self.head.loss(self(batch), batch["labels"])
+        features, target = self.head.judged(self.backbone(batch), batch["labels"])
+        loss = self.head.loss(self.head(features), target)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["labels"]))
         return loss
 
@@ -246,7 +256,8 @@ class FineTuner(LightningModule):
                 raise ValueError(f"{type(callback).__name__} monitors {monitor!r}; did you mean {near[0]!r}?")
 
     def _evaluate(self, stage: str, batch: Batch) -> None:
-        prediction, target = self(batch), batch["labels"]
+        features, target = self.head.judged(self.backbone(batch), batch["labels"])
+        prediction = self.head(features)
         self._loss(stage).update(self.head.loss(prediction, target), weight=self.head.count(target))
         self._metrics(stage).update(*self.head.compared(prediction.float(), target))
 

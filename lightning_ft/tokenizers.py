@@ -22,7 +22,8 @@ def load_tokenizer(source: str, needed_by: str, **options: Any) -> Any:
     """
     transformers = require("transformers", extra="text", needed_by=needed_by)
     folder = Path(source)
-    if folder.is_dir() and not any(next(folder.glob(pattern), None) for pattern in VOCABULARIES):
+    alone = "gguf_file" not in options  # such a file holds a vocabulary
+    if alone and folder.is_dir() and not any(next(folder.glob(pattern), None) for pattern in VOCABULARIES):
         raise FileNotFoundError(f"{source!r} has no tokenizer: none of {', '.join(VOCABULARIES)}")
     tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
     if tokenizer.pad_token is None:

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_ft.backbones.base import Backbone
+from lightning_ft.backbones.language_model import own_language_model, quiet
 from lightning_ft.checkpoint_io import backbone_of, load_checkpoint
 from lightning_ft.extras import require
 from lightning_ft.features import FeatureInfo, Features, MapFeatures, TokenFeatures
@@ -32,8 +33,8 @@ class TransformersBackbone(Backbone):
     Of an encoder-decoder model it is the encoder.
 
     Args:
-        name: A model's name on the Hugging Face hub, a local folder, ``package://name/path``, or a run's folder or
-            checkpoint: then it starts from the backbone of that run.
+        name: A model's name on the Hugging Face hub, a local folder, a ``.gguf`` file, ``package://name/path``, or a
+            run's folder or checkpoint: then it starts from the backbone of that run.
         pretrained: Whether to load weights; False draws them anew for the model's config.
         gradient_checkpointing: Whether to compute activations again in the backward pass instead of keeping them.
         attn_implementation: transformers' attention, as in ``"sdpa"``; None for its default.
@@ -68,6 +69,7 @@ class TransformersBackbone(Backbone):
         options: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
         source = resolve(name)
         checkpoint = checkpoint_of(source)
+        self._origin: dict[str, Any] = {"name": name, "checkpoint": checkpoint, "options": options}
         if checkpoint is not None:
             description, weights = backbone_of(load_checkpoint(checkpoint), checkpoint)
             if "files" not in description:
@@ -81,7 +83,8 @@ class TransformersBackbone(Backbone):
             self.model = _model(transformers, config, None, options, {})
             self.load_state_dict(weights)
         else:
-            local = _look_up(source, name)
+            source, local = _look_up(source, name)
+            self._origin |= {"source": source if pretrained else None, "local": local}
             try:
                 config = transformers.AutoConfig.from_pretrained(source, **local)
                 self.model = _model(transformers, config, source if pretrained else None, options, local)
@@ -101,15 +104,31 @@ class TransformersBackbone(Backbone):
         self.train()  # transformers hands models over in eval mode, without dropout
         self.features = self._feature_info(config)
         self._files: dict[str, Tensor] | None = None
+        self._keeps_packed_apart: bool | None = None
 
     def forward(self, inputs: Mapping[str, Tensor]) -> Features:
         """Return the last hidden states of a batch.
 
         Args:
             inputs: ``input_ids`` and ``attention_mask``, shape (batch, token), or ``pixel_values``, shape
-                (batch, channel, height, width); what the model does not take is left out.
+                (batch, channel, height, width); what the model does not take is left out. ``position_ids`` that begin
+                with 0 again in a row tell texts apart that are packed into it.
+
+        Raises:
+            ValueError: If texts are packed, and the model would let them see one another.
         """
-        states = self.model(**{key: value for key, value in inputs.items() if key in self._accepted}).last_hidden_state
+        taken: dict[str, Any] = {key: value for key, value in inputs.items() if key in self._accepted}
+        if "position_ids" in inputs:
+            if not self._keeps_apart():
+                raise ValueError(
+                    f"{type(self.model).__name__} does not keep texts apart that are packed into a row: set the data's "
+                    "packing to false"
+                )
+            # transformers tells packed texts apart by their positions where it gets no mask and keeps no cache
+            taken.pop("attention_mask", None)
+        if "use_cache" in self._accepted:
+            taken["use_cache"] = False
+        states = self.model(**taken).last_hidden_state
         if states.ndim == 4:
             return MapFeatures((states,))
         mask = inputs.get("attention_mask")
@@ -133,9 +152,38 @@ class TransformersBackbone(Backbone):
         """Return the arguments that build this backbone from a run's checkpoint, reading nothing else."""
         return {**init_args, "name": str(checkpoint)}
 
+    def _language_model(self, kind: str) -> nn.Module:
+        """Return what a language model does behind its last hidden states, see FeatureInfo."""
+        transformers = require("transformers", extra="text", needed_by="TransformersBackbone")
+        self._keeps_apart()  # now, and not within a pass that somebody watches
+        return own_language_model(transformers, self.model, kind, **self._origin)
+
+    @torch.no_grad()
+    def _keeps_apart(self) -> bool:
+        """Find out, once, whether the model keeps texts apart that are packed into a row: the second is read twice."""
+        if self._keeps_packed_apart is None:
+            device = next(self.model.parameters()).device
+            options = {"use_cache": False} if "use_cache" in self._accepted else {}
+            places = torch.tensor([0, 1, 2, 0, 1, 2], device=device).expand(2, 6)
+            training = self.model.training
+            self.model.eval()
+            # each time behind another text, which must leave no trace
+            second_texts = [
+                self.model(
+                    input_ids=torch.tensor([*first, 7, 8, 9], device=device).expand(2, 6),
+                    position_ids=places,
+                    **options,
+                ).last_hidden_state[:, 3:]
+                for first in ([4, 5, 6], [6, 4, 5])
+            ]
+            self.model.train(training)
+            self._keeps_packed_apart = torch.equal(*second_texts)
+        return self._keeps_packed_apart
+
     def _feature_info(self, config: "PretrainedConfig") -> FeatureInfo:
         if self.data_config is None:
-            return FeatureInfo(config.get_text_config().hidden_size, "tokens")
+            width = config.get_text_config().hidden_size
+            return FeatureInfo(width, "tokens", language_model=self._language_model)
         size = self.data_config["input_size"]
         training = self.model.training
         with torch.no_grad():
@@ -162,11 +210,7 @@ def _model(
     model_class = classes[0] if isinstance(classes, tuple) else classes
     if "add_pooling_layer" in inspect.signature(model_class.__init__).parameters:
         options = options | {"add_pooling_layer": False}
-    logging = transformers.utils.logging
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # it would list the weights of the dropped task head
-    logging.disable_progress_bar()
-    try:
+    with quiet(transformers):  # it would list the weights of the dropped task head
         if source is None:
             model = transformers.AutoModel.from_config(config, **options)
         else:
@@ -177,8 +221,8 @@ def _model(
                 rank_zero_info(
                     f"{source}: {len(missing)} tensors are not in its file and start at random: {missing[:3]}"
                 )
-    finally:
-        logging.set_verbosity(verbosity)
+    if "gguf_file" in local:
+        vars(model.config).pop("quantization_config", None)  # its weights are numbers of 32 bits by now
     return model.get_encoder() if getattr(config, "is_encoder_decoder", False) else model
 
 
@@ -210,20 +254,25 @@ def _max_length(config: "PretrainedConfig") -> int | None:
     return positions - config.pad_token_id - 1 if "roberta" in config.model_type else positions
 
 
-def _look_up(source: str, name: str) -> dict[str, Any]:
+def _look_up(source: str, name: str) -> tuple[str, dict[str, Any]]:
     """Tell at once where a model cannot be had, instead of after transformers' half minute of retries.
 
     Returns:
-        Options for ``from_pretrained``: the hub's cache alone is asked where the hub cannot be reached.
+        The folder or name of the model, and options for ``from_pretrained``: the file in the folder where the model is
+        one; the hub's cache alone is asked where the hub cannot be reached.
     """
-    if Path(source).is_dir():
-        return {"local_files_only": True}
+    path = Path(source)
+    if path.is_dir():
+        return source, {"local_files_only": True}
+    if path.suffix == ".gguf" and path.is_file():
+        require("gguf", extra="gguf", needed_by="TransformersBackbone of a .gguf file")
+        return str(path.parent), {"local_files_only": True, "gguf_file": path.name}
     if source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).exists():
         raise FileNotFoundError(f"no backbone {name!r}: no such folder{nearest_path(Path(source).absolute())}")
     if hub_answers() or os.environ.get("HF_HUB_OFFLINE"):
-        return {}
+        return source, {}
     if in_hub_cache(source, "config.json"):
-        return {"local_files_only": True}
+        return source, {"local_files_only": True}
     raise FileNotFoundError(
         f"no backbone {name!r}: there is no such folder here{nearest_path(Path(source).absolute())}, and the model hub "
         f"{hub_host()} cannot be reached; give a local folder or package://name/path"

@@ -229,7 +229,7 @@ class FineTuningData(LightningDataModule, ABC):
                 raise ValueError(f"no rows to test: give test_file, or a test_size above {self.split_sizes['test']}")
             return []  # nothing was to be held out
         labels = self.labels
-        if labels is None:
+        if labels is None or not self.labelled:
             return self.samples(part, table, None)
         return self.samples(part, table, labels.encode(table[self.label_column], self.place(part)))
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from lightning_ft.entities import NONE, are_entities, kinds_of, tag_names, to_iob2
 
-Task = Literal["multiclass", "multilabel", "regression", "entities", "tags"]
+Task = Literal["multiclass", "multilabel", "regression", "entities", "tags", "causal", "masked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +17,9 @@ class Labels:
 
     Attributes:
         task: ``"multiclass"`` (one class a sample), ``"multilabel"`` (any number), ``"regression"`` (a number),
-            ``"entities"`` (a tag of IOB2 a word) or ``"tags"`` (a class a word).
-        names: Class names in the order of the prediction; empty for regression.
+            ``"entities"`` (a tag of IOB2 a word), ``"tags"`` (a class a word), ``"causal"`` (the next token) or
+            ``"masked"`` (hidden tokens).
+        names: Class names in the order of the prediction; empty where there are none.
     """
 
     task: Task

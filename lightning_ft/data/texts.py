@@ -1,11 +1,15 @@
 """TextData: what data of texts share: the tokenizer, and how long a text may be."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_ft.data.base import FineTuningData
+from lightning_ft.extras import require
 from lightning_ft.resources import resolve
 from lightning_ft.tokenizers import load_tokenizer
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 class TextData(FineTuningData):
@@ -56,3 +60,32 @@ class TextData(FineTuningData):
 
     def _backbone(self) -> Any:
         return getattr(getattr(self.trainer, "lightning_module", None), "backbone", None)
+
+
+def read_texts(path: Path, what: str, column: str, needed_by: str) -> "Dataset":
+    """Read a file of texts with blank lines between them.
+
+    Args:
+        path: The file, UTF-8.
+        what: What it is, for messages: ``"train_file"``.
+        column: The name that the column of texts gets.
+        needed_by: The class that reads it, for the message where ``datasets`` is missing.
+
+    Raises:
+        ValueError: If it is no text, or there is none in it.
+    """
+    datasets = require("datasets", extra="text", needed_by=needed_by)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{what} {str(path)!r} is no UTF-8 text: byte {error.start}") from error
+    texts: list[list[str]] = [[]]
+    for line in lines:
+        if line.strip():
+            texts[-1].append(line)
+        elif texts[-1]:
+            texts.append([])
+    found = ["\n".join(text) for text in texts if text]
+    if not found:
+        raise ValueError(f"{what} {str(path)!r} has no texts")
+    return datasets.Dataset.from_dict({column: found})

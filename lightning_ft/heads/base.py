@@ -31,6 +31,10 @@ class Head(nn.Module, ABC):
     def forward(self, features: Features) -> Tensor:
         """Return the prediction."""
 
+    def judged(self, features: Features, target: Tensor) -> tuple[Features, Tensor]:
+        """Return what of a batch's features is to be predicted, and its target; here all of both."""
+        return features, target
+
     @abstractmethod
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Return the mean loss of a batch, a scalar."""

@@ -17,6 +17,7 @@ QUIET: dict[str, Any] = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
+HEAD_FIRST: list[Any] = [{"train": ["head"], "epochs": 2}, {"train": ["*"]}]
 
 
 class Losses(Callback):
@@ -45,11 +46,10 @@ class Task:
         trainer.fit(module, datamodule=self.data())
         return module, losses.values
 
-    def assert_the_cache_changes_nothing(self) -> None:
+    def assert_the_cache_changes_nothing(self, schedule: list[Any] = HEAD_FIRST) -> None:
         """Train in phases at several rates, with the cache and without."""
 
         def callbacks() -> list[Callback]:
-            schedule: list[Any] = [{"train": ["head"], "epochs": 2}, {"train": ["*"]}]
             return [GradualUnfreezing(schedule), DiscriminativeLR(0.7)]
 
         plain, losses = self.fit(*callbacks())

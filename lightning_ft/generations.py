@@ -1,0 +1,55 @@
+"""SampleGenerations: how a causal language model goes on with some prompts, after each validation."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+
+class SampleGenerations(Callback):
+    """Writes what the model makes of some prompts into ``generations.jsonl`` in the run's folder, and to TensorBoard.
+
+    Numbers say how likely the model finds the texts of others; what it writes itself says what it has learnt, and shows
+    first when a rate was too high.
+
+    Args:
+        prompts: The prompts.
+
+    Raises:
+        ValueError: If there are none, or the module has no CausalLMHead.
+    """
+
+    def __init__(self, prompts: Sequence[str]) -> None:
+        if isinstance(prompts, str) or not prompts:
+            raise ValueError(f"SampleGenerations needs a list of prompts, but got {prompts!r}")
+        self.prompts = list(prompts)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Raise unless the module can go on with a prompt."""
+        if getattr(getattr(pl_module, "head", None), "tasks", None) != ("causal",):
+            raise ValueError("SampleGenerations goes with a FineTuner that has a CausalLMHead")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with the prompts."""
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        module: Any = pl_module
+        tokenizer = module.backbone.tokenizer
+        encoded = tokenizer(self.prompts, return_tensors="pt", padding=True, padding_side="left").to(module.device)
+        with torch.random.fork_rng(), torch.no_grad():  # a draw here must not move those of the training
+            rows = module.head.predict(module.backbone, encoded, None)
+        texts = [row["prediction"] for row in rows]
+        for logger in trainer.loggers:
+            add = getattr(getattr(logger, "experiment", None), "add_text", None)
+            if add is not None:
+                lines = [f"**{prompt}**{text}" for prompt, text in zip(self.prompts, texts, strict=True)]
+                add("generations", "\n\n".join(lines), trainer.global_step)
+        if trainer.log_dir is not None and not trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
+            with (Path(trainer.log_dir) / "generations.jsonl").open("a", encoding="utf-8") as stream:
+                for prompt, text in zip(self.prompts, texts, strict=True):
+                    row = {"step": trainer.global_step, "prompt": prompt, "text": text}
+                    stream.write(json.dumps(row, ensure_ascii=False) + "\n")
