@@ -127,7 +127,8 @@ class Command(LightningCLI):
         labels = getattr(data, "labels", None)
         if labels is not None:
             check_head(config.model.head, labels.task, type(data).__name__)
-            fill(config.model.head, task=labels.task, num_classes=labels.num_classes)
+            scale = {"target_mean": labels.mean, "target_std": labels.std}
+            fill(config.model.head, task=labels.task, num_classes=labels.num_classes, **scale)
         super().instantiate_classes()
         self.datamodule = data
         if checkpoint is not None:

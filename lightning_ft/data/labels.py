@@ -1,9 +1,10 @@
 """Labels: what the label column holds, and its translation to targets."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from math import isfinite
+from statistics import fmean, pstdev
 from typing import Any, Literal
 
 from lightning_ft.entities import NONE, are_entities, kinds_of, tag_names, to_iob2
@@ -20,10 +21,14 @@ class Labels:
             ``"entities"`` (a tag of IOB2 a word), ``"tags"`` (a class a word), ``"causal"`` (the next token) or
             ``"masked"`` (hidden tokens).
         names: Class names in the order of the prediction; empty where there are none.
+        mean: Of a regression the mean of the targets; None otherwise.
+        std: Of a regression their standard deviation, 1 where all are the same; None otherwise.
     """
 
     task: Task
     names: tuple[str, ...] = ()
+    mean: float | None = field(default=None, compare=False, repr=False)
+    std: float | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, values: Sequence[Any], task: Task | None, where: str) -> "Labels":
@@ -49,9 +54,8 @@ class Labels:
                 )
             return cls(task, tag_names(kinds_of(tags)) if task == "entities" else tuple(sorted(tags)))
         if task == "regression":
-            labels = cls(task)
-            labels.encode(values, where)
-            return labels
+            numbers = cls(task).encode(values, where)
+            return cls(task, mean=fmean(numbers), std=pstdev(numbers) or 1.0)
         names = {name for value in values for name in (_names(value) if task == "multilabel" else [_name(value)])}
         if len(names) < (2 if task == "multiclass" else 1):
             raise ValueError(

@@ -11,15 +11,20 @@ from lightning_ft.resources import existing, nearest_path, resolve
 if TYPE_CHECKING:
     from datasets import Dataset
 
+# RecBole's tables, whose columns have their type behind their name
+ATOMIC = (".inter", ".item", ".user")
 READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+READERS |= dict.fromkeys(ATOMIC, "csv")
 
 
 def read_table(source: str, what: str, needed_by: str, extra: str = "text") -> "Dataset":
     """Read a table.
 
     Args:
-        source: A CSV, TSV, JSONL or Parquet file (``.gz`` too), a folder that ``datasets`` saved, ``package://``, or
-            the name of a data set on the hub; ``name:part`` takes another part than the argument says.
+        source: A CSV, TSV, JSONL or Parquet file (``.gz`` too), an ``.inter``, ``.item`` or ``.user`` table of RecBole
+            (https://recbole.io/docs/user_guide/data/atomic_files.html), a folder that ``datasets`` saved,
+            ``package://``, or the name of a data set on the hub; ``name:part`` takes another part than the argument
+            says.
         what: What it is for, as messages say it: ``"train_file"``.
         needed_by: The class that reads it, for the message where ``datasets`` is missing.
         extra: The extra that installs what this class needs.
@@ -101,17 +106,19 @@ def _file(datasets: Any, path: Path, what: str) -> "Dataset":
         )
     if path.stat().st_size == 0:
         raise ValueError(f"{what} {str(path)!r} is empty")
-    options: dict[str, Any] = {"sep": "\t"} if suffixes[-1].lower() == ".tsv" else {}
+    suffix = suffixes[-1].lower()
+    options: dict[str, Any] = {"sep": "\t"} if suffix in (".tsv", *ATOMIC) else {}
     try:
         # glob characters in a file's own name would be read as a pattern
         files = str(path).replace("[", "[[]").replace("*", "[*]").replace("?", "[?]")
-        return datasets.load_dataset(kind, data_files={"train": files}, split="train", **options)
+        table = datasets.load_dataset(kind, data_files={"train": files}, split="train", **options)
     except Exception as error:
         if "corresponds to no data" in str(error):
             raise ValueError(f"{what} {str(path)!r} has no rows") from error
         # datasets wraps the reader's error in one of its own that names no file
         cause = error.__cause__ or error
         raise ValueError(f"{what} {str(path)!r} cannot be read as {kind}: {str(cause).splitlines()[0]}") from error
+    return table.rename_columns({n: n.partition(":")[0] for n in table.column_names}) if suffix in ATOMIC else table
 
 
 def _saved(datasets: Any, path: Path, what: str) -> "Dataset":

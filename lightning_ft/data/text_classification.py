@@ -37,6 +37,8 @@ class TextClassificationData(TextData):
         text_column: Column of the texts.
         text_pair_column: Column of the second text of a pair, as in entailment; None for single texts.
         label_column: Column of the labels.
+        label_separator: What stands between the classes of a cell that holds several, as ``" "`` or ``","``; None for
+            lists, and for ``|`` with ``task="multilabel"``.
         labels: Class names in the order of the prediction; None: those of the training data, sorted.
         task: ``"multiclass"``, ``"multilabel"`` (lists, or names between ``|``) or ``"regression"``; None: as the
             labels look, lists for multilabel, numbers that are not whole for regression.
@@ -66,6 +68,7 @@ class TextClassificationData(TextData):
         text_column: str = "text",
         text_pair_column: str | None = None,
         label_column: str = "label",
+        label_separator: str | None = None,
         labels: list[str] | None = None,
         task: Task | None = None,
         max_length: int | None = None,
@@ -90,6 +93,7 @@ class TextClassificationData(TextData):
             max_length=max_length,
         )
         self.where = where or {}
+        self.label_separator = label_separator
         self.text_column = text_column
         self.text_pair_column = text_pair_column
         self.bucket = bucket
@@ -110,6 +114,8 @@ class TextClassificationData(TextData):
             return table
         check_columns(table, columns | {"label_column": self.label_column}, place)
         table = filtered(table, self.where, place)
+        if self.label_separator is not None:
+            table = _split(table, self.label_column, self.label_separator)
         texts = [table[column] for column in columns.values() if column is not None]
         rows = [row for row, cells in enumerate(zip(*texts, strict=True)) if all(map(_is_text, cells))]
         if len(rows) < len(table):
@@ -175,6 +181,15 @@ class TextCollator:
 
 def _is_text(cell: Any) -> bool:
     return not is_missing(cell) and bool(str(cell).strip())
+
+
+def _split(table: "Dataset", column: str, separator: str) -> "Dataset":
+    """Return a table whose cells of several classes are lists; missing ones stay missing."""
+    cells = [
+        None if is_missing(cell) else [name.strip() for name in str(cell).split(separator) if name.strip()]
+        for cell in table[column]
+    ]
+    return table.remove_columns(column).add_column(column, cells)
 
 
 def _fingerprint(table: "Dataset", tokenizer: Any, limit: int | None) -> str:

@@ -35,6 +35,10 @@ class ClassificationHead(Head):
         hidden_size: Width of a hidden layer with GELU before the last; None for none.
         class_weights: Weight of each class in the loss, shape (class,): higher for classes that matter more.
         label_smoothing: Share of the target spread over all classes (Szegedy et al. 2016, arXiv:1512.00567).
+        target_mean: Of a regression what is predicted before anything is learnt: the mean of the training data's
+            targets, in their unit. None for 0.
+        target_std: Of a regression the standard deviation of these targets, in their unit. None for 1. An untrained
+            network gives numbers around 0 and 1; without the two it would spend the training on finding the scale.
 
     Raises:
         ValueError: If num_classes is missing or too small, or an option does not go with the task.
@@ -52,6 +56,8 @@ class ClassificationHead(Head):
         hidden_size: int | None = None,
         class_weights: Sequence[float] | None = None,
         label_smoothing: float = 0.0,
+        target_mean: float | None = None,
+        target_std: float | None = None,
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -62,6 +68,10 @@ class ClassificationHead(Head):
             num_classes = num_classes or 1
             if class_weights is not None or label_smoothing:
                 raise ValueError(f"{name}: class_weights and label_smoothing have no effect in a regression")
+        elif target_mean is not None or target_std is not None:
+            raise ValueError(f"{name}: target_mean and target_std have an effect in a regression only")
+        if target_std is not None and not target_std > 0:
+            raise ValueError(f"{name}: expected target_std to be positive, but got {target_std}")
         if num_classes is None:
             raise ValueError(f"{name} needs num_classes, as in partial({name}, num_classes=2)")
         least = 2 if self.task == "multiclass" else 1
@@ -76,6 +86,8 @@ class ClassificationHead(Head):
         self.num_classes = num_classes
         self.main_metric = "r2" if self.task == "regression" else "accuracy"
         self.label_smoothing = label_smoothing
+        self.target_mean = target_mean or 0.0
+        self.target_std = target_std or 1.0
         weights = None if class_weights is None else torch.tensor([float(weight) for weight in class_weights])
         self.register_buffer("class_weights", weights, persistent=False)
         self.class_weights: Tensor | None
@@ -88,18 +100,22 @@ class ClassificationHead(Head):
         """Return one vector a sample, shape (batch, feature)."""
 
     def forward(self, features: Features) -> Tensor:
-        """Return class logits, or the numbers of a regression, shape (batch, class)."""
-        return self.layers(self.pool(features))
+        """Return class logits, or the numbers of a regression in their own unit, shape (batch, class)."""
+        prediction = self.layers(self.pool(features))
+        return self.target_mean + self.target_std * prediction if self.task == "regression" else prediction
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Return cross-entropy [nat], binary cross-entropy [nat] for multilabel, or the mean squared error.
+
+        That of a regression is in units of the squared ``target_std``.
 
         Args:
             prediction: Logits, shape (batch, class).
             target: Classes, shape (batch,); rows of 0 and 1, shape (batch, class); or numbers, shape (batch,).
         """
         if self.task == "regression":
-            return functional.mse_loss(prediction, target.to(prediction.dtype).view_as(prediction))
+            apart = (prediction - target.to(prediction.dtype).view_as(prediction)) / self.target_std
+            return apart.square().mean()
         if self.task == "multilabel":
             smooth = target.to(prediction.dtype) * (1 - self.label_smoothing) + self.label_smoothing / 2
             return functional.binary_cross_entropy_with_logits(prediction, smooth, self.class_weights)

