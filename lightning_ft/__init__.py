@@ -8,6 +8,7 @@ from lightning_ft.checkpoint_io import load_checkpoint as load_checkpoint
 from lightning_ft.checkpoints import BestCheckpoint as BestCheckpoint
 from lightning_ft.checkpoints import LastCheckpoint as LastCheckpoint
 from lightning_ft.data.base import FineTuningData as FineTuningData
+from lightning_ft.data.detection import DetectionData as DetectionData
 from lightning_ft.data.image_classification import ImageClassificationData as ImageClassificationData
 from lightning_ft.data.language_modeling import LanguageModelingData as LanguageModelingData
 from lightning_ft.data.sampler import EpochSampler as EpochSampler
@@ -18,6 +19,7 @@ from lightning_ft.features import MapFeatures as MapFeatures
 from lightning_ft.features import TokenFeatures as TokenFeatures
 from lightning_ft.generations import SampleGenerations as SampleGenerations
 from lightning_ft.heads.base import Head as Head
+from lightning_ft.heads.detection import DetectionHead as DetectionHead
 from lightning_ft.heads.image_classification import ImageClassificationHead as ImageClassificationHead
 from lightning_ft.heads.language_modeling import CausalLMHead as CausalLMHead
 from lightning_ft.heads.language_modeling import MaskedLMHead as MaskedLMHead

@@ -12,22 +12,25 @@ from lightning.pytorch.callbacks import Callback
 class PredictionWriter(Callback):
     """Writes each row of the file to predict with its prediction and, of a classifier, the probability of each class.
 
+    As ``.json`` they are one document, of a form that the data knows: of boxes COCO's.
+
     The file appears when it is whole; until then it has ``.partial`` in its name.
 
     Args:
-        file: A ``.csv`` or ``.jsonl`` file; None for ``predictions.csv`` in the working folder.
+        file: A ``.csv``, ``.jsonl`` or ``.json`` file; None for ``predictions.csv`` in the working folder.
 
     Raises:
-        ValueError: If the file's suffix is another, or several processes are to predict.
+        ValueError: If the file's suffix is another, the data knows no document, or several processes are to predict.
     """
 
     def __init__(self, file: str | None = None) -> None:
         self.file = Path(file or "predictions.csv")
-        if self.file.suffix not in (".csv", ".jsonl"):
-            raise ValueError(f"predictions are written as .csv or .jsonl, but the file is {str(self.file)!r}")
+        if self.file.suffix not in (".csv", ".jsonl", ".json"):
+            raise ValueError(f"predictions are written as .csv, .jsonl or .json, but the file is {str(self.file)!r}")
         self.num_rows = 0
         self._stream: TextIO | None = None
         self._table: Any = None
+        self._rows: list[dict[str, Any]] = []
 
     @property
     def partial(self) -> Path:
@@ -38,8 +41,14 @@ class PredictionWriter(Callback):
         """Open the file."""
         if trainer.world_size > 1:
             raise ValueError("predictions are written in order by one process: set trainer.devices to 1")
+        data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        if self.file.suffix == ".json" and not hasattr(data, "document"):
+            raise ValueError(
+                f"{type(data).__name__} has no form of its own for {str(self.file)!r}; write .csv or .jsonl"
+            )
         self.num_rows = 0
         self._table = None
+        self._rows = []
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self._stream = self.partial.open("w", newline="", encoding="utf-8")
 
@@ -62,6 +71,9 @@ class PredictionWriter(Callback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Give the whole file its name."""
         assert self._stream is not None
+        if self.file.suffix == ".json":
+            data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+            json.dump(data.document(self._rows), self._stream, ensure_ascii=False)
         self._stream.close()
         self.partial.replace(self.file)
 
@@ -73,6 +85,9 @@ class PredictionWriter(Callback):
 
     def _write(self, row: dict[str, Any]) -> None:
         assert self._stream is not None
+        if self.file.suffix == ".json":
+            self._rows.append(row)
+            return
         if self.file.suffix == ".jsonl":
             self._stream.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
             return

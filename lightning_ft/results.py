@@ -23,6 +23,9 @@ def print_results(trainer: Trainer, model: FineTuner, stage: str) -> None:
     if scores is not None:
         kinds = kinds_of(model.label_names or ()) or [str(number) for number in range(len(scores))]
         Console().print(kinds_table(scores, kinds))
+    boxes = model.tables.get(f"{stage}/map_per_class")
+    if boxes is not None and len(boxes) <= MOST_CLASSES:
+        Console().print(boxes_table(boxes, model.label_names or [str(number) for number in range(len(boxes))]))
     for name, value in sorted(trainer.callback_metrics.items()):
         print(f"{name} {value.item():.4f}")
 
@@ -40,4 +43,12 @@ def kinds_table(scores: Tensor, kinds: Sequence[str]) -> Table:
     table = Table("kind", "precision", "recall", "F1", "entities")
     for kind, (*shares, number) in zip(kinds, scores.tolist(), strict=True):
         table.add_row(kind, *(f"{share:.3f}" for share in shares), str(int(number)))
+    return table
+
+
+def boxes_table(scores: Tensor, names: Sequence[str]) -> Table:
+    """Return average precision, that at an overlap of 0.5, recall and the number of objects, shape (class, 4)."""
+    table = Table("class", "AP", "AP at 0.5", "recall", "objects")
+    for name, (*shares, number) in zip(names, scores.tolist(), strict=True):
+        table.add_row(name, *(f"{share:.3f}" for share in shares), str(int(number)))
     return table

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from lightning_ft.entities import NONE, are_entities, kinds_of, tag_names, to_iob2
 
-Task = Literal["multiclass", "multilabel", "regression", "entities", "tags", "causal", "masked"]
+Task = Literal["multiclass", "multilabel", "regression", "entities", "tags", "causal", "masked", "detection"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +18,8 @@ class Labels:
 
     Attributes:
         task: ``"multiclass"`` (one class a sample), ``"multilabel"`` (any number), ``"regression"`` (a number),
-            ``"entities"`` (a tag of IOB2 a word), ``"tags"`` (a class a word), ``"causal"`` (the next token) or
-            ``"masked"`` (hidden tokens).
+            ``"entities"`` (a tag of IOB2 a word), ``"tags"`` (a class a word), ``"causal"`` (the next token),
+            ``"masked"`` (hidden tokens) or ``"detection"`` (a class an object).
         names: Class names in the order of the prediction; empty where there are none.
         mean: Of a regression the mean of the targets; None otherwise.
         std: Of a regression their standard deviation, 1 where all are the same; None otherwise.
@@ -44,6 +44,8 @@ class Labels:
             ValueError: If there is one class only, or a value is no number in a regression.
         """
         task = task or task_of(values)
+        if task == "detection":
+            return cls(task, tuple(sorted({name for value in values for name in value}, key=_order)))
         if task in ("entities", "tags"):
             tags = {tag for value in values for tag in value}
             if task == "entities" and not are_entities(tags):
@@ -70,7 +72,7 @@ class Labels:
         return len(self.names) or 1
 
     def encode(self, values: Iterable[Any], where: str) -> list[Any]:
-        """Translate a column to targets: class indices, rows of 0 and 1, floats, or the class indices of words.
+        """Translate a column to targets: class indices, rows of 0 and 1, floats, or the class indices of words or objects.
 
         Args:
             values: The column.
@@ -95,7 +97,7 @@ class Labels:
 
         if self.task == "multiclass":
             return [position(_name(value), row) for row, value in enumerate(values)]
-        if self.task in ("entities", "tags"):
+        if self.task in ("entities", "tags", "detection"):
             read = to_iob2 if self.task == "entities" else list
             return [[position(tag, row) for tag in read(value)] for row, value in enumerate(values)]
         rows = []

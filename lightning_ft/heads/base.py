@@ -51,6 +51,15 @@ class Head(nn.Module, ABC):
         """Return a prediction and its target as the metrics take them; here as they are."""
         return prediction, target
 
+    def evaluated(self, prediction: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return what the metrics take of a batch, where its target does not say all; here what ``compared`` returns.
+
+        Args:
+            prediction: What ``forward`` returned.
+            batch: The batch that it is of.
+        """
+        return self.compared(prediction, batch["labels"])
+
     @abstractmethod
     def decode(
         self, prediction: Tensor, label_names: Sequence[str] | None, batch: Mapping[str, Tensor]

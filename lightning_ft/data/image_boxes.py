@@ -1,0 +1,92 @@
+"""TileTransform: a picture with boxes made into a network's input, by torchvision's transforms."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from lightning_ft.extras import require
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+AUGMENTATION = {"hflip": 0.5, "vflip": 0.0, "color_jitter": 0.2}
+
+
+class TileTransform:
+    """Flips and colours a picture at random, fits it into a square, and normalises it; boxes go along.
+
+    Args:
+        mean: What is subtracted from each channel of 0..1, shape (3,).
+        std: What it is divided by, shape (3,).
+        interpolation: How pixels are interpolated: ``"bicubic"``, ``"bilinear"`` or ``"nearest"``.
+        image_size: Edge of the square [pixel].
+        tile_size: Edge of what becomes the square [pixel], so that all tiles have one scale; None to let each
+            picture fill it.
+        augment: True for flips from left to right and mild changes of colour, a mapping to change ``hflip`` and
+            ``vflip`` (probabilities) and ``color_jitter`` (a share), False for none.
+
+    Raises:
+        ModuleNotFoundError: If torchvision is not installed.
+        ValueError: If a key of augment is none, or its value out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        interpolation: str,
+        image_size: int,
+        tile_size: int | None,
+        augment: bool | Mapping[str, float],
+    ) -> None:
+        self.image_size = image_size
+        self.tile_size = tile_size
+        self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (mean, std))
+        self._v2: Any = require("torchvision.transforms.v2", extra="vision", needed_by="DetectionData")
+        self._tensors: Any = require("torchvision.tv_tensors", extra="vision", needed_by="DetectionData")
+        self._interpolation = self._v2.InterpolationMode(interpolation)
+        self._augment = None if augment is False else self._augmentation(augment)
+
+    def __call__(self, picture: "Image.Image", boxes: Tensor) -> tuple[Tensor, Tensor, tuple[int, int], float]:
+        """Return the network's input, shape (3, size, size), the boxes in it, the picture's size in it, and the scale.
+
+        Args:
+            picture: An RGB image.
+            boxes: x1, y1, x2, y2 in it [pixel], shape (box, 4).
+        """
+        width, height = picture.size
+        scale = self.image_size / (self.tile_size or max(width, height))
+        size = [max(1, round(height * scale)), max(1, round(width * scale))]
+        moved: Any = self._tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
+        changed: Any = picture
+        if self._augment is not None:
+            changed, moved = self._augment(changed, moved)
+        changed = self._v2.functional.resize(changed, size, self._interpolation, antialias=True)
+        values = self._v2.functional.pil_to_tensor(changed).float() / 255
+        values = (values - self.mean) / self.std
+        room = (0, self.image_size - size[1], 0, self.image_size - size[0])
+        return pad(values, room), moved.as_subclass(torch.Tensor) * scale, (size[1], size[0]), scale
+
+    def _augmentation(self, augment: bool | Mapping[str, float]) -> Any:
+        changes = {} if augment is True else dict(augment)  # type: ignore[call-overload]
+        for key, value in changes.items():
+            if key not in AUGMENTATION:
+                near = get_close_matches(key, AUGMENTATION, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(AUGMENTATION)}"
+                raise ValueError(f"augment: there is no {key!r}; {hint}")
+            if not 0 <= value <= 1:
+                raise ValueError(f"augment: expected {key} to be between 0 and 1, but got {value}")
+        settings = AUGMENTATION | changes
+        colour = settings["color_jitter"]
+        return self._v2.Compose(
+            [
+                self._v2.RandomHorizontalFlip(settings["hflip"]),
+                self._v2.RandomVerticalFlip(settings["vflip"]),
+                self._v2.ColorJitter(colour, colour, colour),
+            ]
+        )
