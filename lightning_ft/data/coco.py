@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,8 @@ def read_coco(file: Path, image_folder: Path | None, place: str) -> list[BoxedIm
     for entry in entries:
         width, height = entry.get("width"), entry.get("height")
         size = (int(width), int(height)) if width and height else None
-        objects = tuple(map(tuple, images[entry["id"]]))
+        names, boxes, ignored = images[entry["id"]]
+        objects = tuple(names), tuple(boxes), tuple(ignored)
         found.append(BoxedImage(str(folder / entry["file_name"]), *objects, size=size, number=entry["id"]))
     return found
 
@@ -67,11 +67,10 @@ def read_json(file: Path, place: str) -> dict[str, Any]:
     except ValueError as error:
         what = "is empty" if not file.stat().st_size else f"is cut short, or no JSON: {error}"
         raise ValueError(f"{place} {what}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        found = ", ".join(map(repr, content)) if isinstance(content, dict) else f"a {type(content).__name__}"
-        near = get_close_matches("images", list(content), n=1) if isinstance(content, dict) else []
-        hint = f"; did you mean 'images' by {near[0]!r}?" if near else ""
-        raise ValueError(f"{place} is no COCO file, which has 'images', 'annotations', 'categories'; it has {found}{hint}")
+    content = content if isinstance(content, dict) else {}
+    if not isinstance(content.get("images"), list):
+        found = ", ".join(map(repr, content)) or "nothing"
+        raise ValueError(f"{place} is no COCO file, which has 'images', 'annotations' and 'categories'; it has {found}")
     if not content["images"]:
         raise ValueError(f"{place} has no images")
     return content
@@ -107,9 +106,7 @@ def coco_document(
     images, annotations = [], []
     for number, row in enumerate(rows, 1):
         image_id = row.get("image_id") or number if row.get("image_id") != 0 else 0
-        images.append(
-            {"id": image_id, "file_name": row["image"], "width": row["width"], "height": row["height"]}
-        )
+        images.append({"id": image_id, "file_name": row["image"], "width": row["width"], "height": row["height"]})
         for found in row["prediction"]:
             x1, y1, x2, y2 = found["box"]
             width, height = round(x2 - x1, 2), round(y2 - y1, 2)

@@ -180,8 +180,8 @@ class DetectionData(FineTuningData):
             images, done = clipped(images, self.place(part))
             if done.num_clipped or done.num_dropped:
                 rank_zero_info(
-                    f"{self.place(part)}: of {done.num_boxes} boxes {done.num_clipped} reach beyond their image and are "
-                    f"cut at its edge, {done.num_dropped} are empty or outside it and are dropped"
+                    f"{self.place(part)}: of {done.num_boxes} boxes {done.num_clipped} reach beyond their image and "
+                    f"are cut at its edge, {done.num_dropped} are empty or outside it and are dropped"
                 )
             self._read[part] = self._as_table(images, labelled=part != "predict")
         return self._read[part]

@@ -73,7 +73,7 @@ class TileTransform:
         return pad(values, room), moved.as_subclass(torch.Tensor) * scale, (size[1], size[0]), scale
 
     def _augmentation(self, augment: bool | Mapping[str, float]) -> Any:
-        changes = {} if augment is True else dict(augment)  # type: ignore[call-overload]
+        changes = dict(augment) if isinstance(augment, Mapping) else {}
         for key, value in changes.items():
             if key not in AUGMENTATION:
                 near = get_close_matches(key, AUGMENTATION, n=1)

@@ -72,7 +72,7 @@ class Labels:
         return len(self.names) or 1
 
     def encode(self, values: Iterable[Any], where: str) -> list[Any]:
-        """Translate a column to targets: class indices, rows of 0 and 1, floats, or the class indices of words or objects.
+        """Translate a column to targets: class indices, rows of 0 and 1, floats, or those of words or objects.
 
         Args:
             values: The column.

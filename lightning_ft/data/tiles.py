@@ -174,7 +174,9 @@ def objects_within(tile: Tile, objects: Objects, min_visible: float) -> np.ndarr
 
 
 def objects_by_tile(tiles: Sequence[Tile], objects: Sequence[Objects]) -> list[np.ndarray]:
-    """Return for each tile those objects whose centre it is the first to hold: class, box, ignored, number; (object, 7).
+    """Return for each tile the objects whose centre it is the first to hold, shape (object, 7).
+
+    Columns are class, x1, y1, x2, y2 [pixel of the image], ignored, and the object's number in its image.
 
     Args:
         tiles: Tiles that cover their images.
