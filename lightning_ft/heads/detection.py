@@ -27,7 +27,7 @@ class DetectionHead(Head):
     Args:
         features: What the backbone gives: maps of many places.
         num_classes: Classes of objects, without background.
-        width: Channels of the pyramid and of the layers above it, a multiple of 32.
+        width: Channels of the pyramid and of the layers above it, a multiple of 32, at least 64.
         num_convs: Layers above the pyramid before the last, of classes and of boxes.
         finest_stride: Stride of the finest map that is used [pixel]; smaller for objects of few pixels.
         score_threshold: The lowest score of a predicted box; metrics count all above 0.05.
@@ -72,8 +72,8 @@ class DetectionHead(Head):
         for key, number in whole.items():
             if number < 1:
                 raise ValueError(f"{name}: expected {key} to be at least 1, but got {number}")
-        if width < 32 or width % 32:
-            raise ValueError(f"{name}: expected width to be a multiple of 32, but got {width}")
+        if width < 64 or width % 32:  # one channel a group cannot be normalised in a map of one place
+            raise ValueError(f"{name}: expected width to be a multiple of 32, at least 64, but got {width}")
         for key, share in {"score_threshold": score_threshold, "nms_threshold": nms_threshold}.items():
             if not 0 <= share <= 1:
                 raise ValueError(f"{name}: expected {key} to be between 0 and 1, but got {share}")

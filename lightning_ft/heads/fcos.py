@@ -122,7 +122,7 @@ class Fcos(nn.Module):
 
     def _anchors(self, prediction: Tensor) -> tuple[Tensor, list[int]]:
         """Return the square of each place, shape (place, 4), and how many places each level has."""
-        x, y, stride = prediction[0, :, -NUM_PLACE:].float().unbind(-1)
+        x, y, stride = prediction[0, :, -NUM_PLACE:].detach().float().unbind(-1)
         half = stride / 2
         counts = stride.unique_consecutive(return_counts=True)[1].tolist()
         return torch.stack([x - half, y - half, x + half, y + half], 1), counts
