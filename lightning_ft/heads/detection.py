@@ -15,14 +15,15 @@ from lightning_ft.heads.fcos import Fcos
 
 JUDGED = 0.05  # the lowest score of a box that metrics count, as in Detectron2
 TILES_A_PASS = 32
+PLACES_OF_AN_OBJECT = 9  # three by three around its centre
 
 
 class DetectionHead(Head):
     """torchvision's FCOS over a pyramid of maps: at each place the classes, the box, and how central the place is.
 
     Two coarser levels are added to those of the backbone. The loss is FCOS's: focal loss of the classes, GIoU of the
-    boxes, cross-entropy of the centerness, for each tile divided by the number of places in its objects; and the mean
-    over tiles, so that it does not depend on how tiles come together in batches.
+    boxes, cross-entropy of the centerness. It is summed over all places, and divided by 9 for each object, the places
+    that one has around its centre, and 1 for each tile; so an epoch's does not depend on what comes together in batches.
 
     Args:
         features: What the backbone gives: maps of many places.
@@ -102,13 +103,17 @@ class DetectionHead(Head):
         return self.fcos([features.maps[level] for level in self.levels])
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Return the mean over tiles of the sum of the three losses.
+        """Return the sum of the three losses, divided by what ``count`` returns.
 
         Args:
             prediction: What ``forward`` returned.
             target: Shape (tile, object, 5): class, x1, y1, x2, y2 [pixel]; class -1 where there is none.
         """
-        return self.fcos.loss(prediction, target).mean()
+        return self.fcos.loss(prediction, target) / self.count(target)
+
+    def count(self, target: Tensor) -> int:
+        """Return 9 for each object and 1 for each tile."""
+        return PLACES_OF_AN_OBJECT * int((target[..., 0] > NOTHING).sum()) + len(target)
 
     def metrics(self) -> MetricCollection:
         """Return average precision and recall of boxes, as COCO defines them, of all classes and by class."""

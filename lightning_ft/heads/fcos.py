@@ -60,7 +60,7 @@ class Fcos(nn.Module):
             pyramid,
             num_classes,
             anchor_generator=models.anchor_utils.AnchorGenerator(sizes, ((1.0,),) * len(sizes)),
-            head=models.fcos.FCOSHead(width, 1, num_classes, num_convs),
+            head=_summing(models.fcos.FCOSHead)(width, 1, num_classes, num_convs),
             score_thresh=score_threshold,
             nms_thresh=nms_threshold,
             detections_per_img=max_detections,
@@ -79,24 +79,16 @@ class Fcos(nn.Module):
         return torch.cat([seen["cls_logits"], seen["bbox_regression"], seen["bbox_ctrness"], places], -1)
 
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Return the sum of the three losses for each tile, divided by the number of places in its objects.
+        """Return the sum over all places of the three losses, a scalar.
 
         Args:
             prediction: What ``forward`` returned.
             target: Shape (tile, object, 5): class, x1, y1, x2, y2 [pixel]; class -1 where there is none.
-
-        Returns:
-            Shape (tile,).
         """
-        anchors, sizes = self._anchors(prediction)
-        seen = self._seen(prediction)
-        losses = []
-        for tile, rows in enumerate(target):
-            objects = rows[rows[:, 0] > NOTHING]
-            true = {"labels": objects[:, 0].long(), "boxes": objects[:, 1:].float()}
-            here = {name: value[tile : tile + 1] for name, value in seen.items()}
-            losses.append(sum(self.model.compute_loss([true], here, [anchors], sizes).values()))
-        return torch.stack(losses)
+        anchors, counts = self._anchors(prediction)
+        objects = [rows[rows[:, 0] > NOTHING] for rows in target]
+        true = [{"labels": rows[:, 0].long(), "boxes": rows[:, 1:].float()} for rows in objects]
+        return self.model.compute_loss(true, self._seen(prediction), [anchors] * len(target), counts)["sum"]
 
     def boxes(self, prediction: Tensor, sizes: Tensor | None) -> list[dict[str, Tensor]]:
         """Return ``boxes`` (box, 4) [pixel], ``scores`` (box,) and ``labels`` (box,) of each tile.
@@ -131,3 +123,15 @@ class Fcos(nn.Module):
         """Return a prediction's parts by torchvision's names."""
         classes, sides, center, _ = prediction.float().split([self.num_classes, 4, 1, NUM_PLACE], -1)
         return {"cls_logits": classes, "bbox_regression": sides, "bbox_ctrness": center}
+
+
+def _summing(head: Any) -> Any:
+    """Return torchvision's class of a head, whose loss is a sum instead of a mean over the places in objects."""
+
+    class SummingHead(head):
+        def compute_loss(self, targets: Any, seen: Any, anchors: Any, matched: list[Tensor]) -> dict[str, Tensor]:
+            losses = super().compute_loss(targets, seen, anchors, matched)
+            num_places = torch.stack([(places >= 0).sum() for places in matched]).sum()
+            return {"sum": torch.stack([*losses.values()]).sum() * num_places.clamp(min=1)}
+
+    return SummingHead

@@ -127,7 +127,13 @@ def test_all_objects_of_a_crowded_image_can_be_found() -> None:
     objects = torch.cat([zeros, zeros, boxes, zeros, torch.arange(300.0)[:, None]], 1)
     assert scores_of(detections, objects, max_detections=500)["mar_500"] == 1
     assert scores_of(detections, objects, max_detections=100)["mar_100"] == pytest.approx(1 / 3)
-    assert set(scores_of(detections, objects, max_detections=5)) == {"map", "map_50", "map_75", "mar_5", "map_per_class"}
+    assert set(scores_of(detections, objects, max_detections=5)) == {
+        "map",
+        "map_50",
+        "map_75",
+        "mar_5",
+        "map_per_class",
+    }
 
 
 def test_nothing_at_all_is_told_as_coco_tells_it() -> None:

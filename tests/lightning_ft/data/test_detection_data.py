@@ -19,7 +19,10 @@ from lightning_ft.data.tiles import Objects, Tile, objects_by_tile, objects_with
 
 CONFIG = {"input_size": (3, 64, 64), "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "interpolation": "bilinear"}
 # the boxes of three images of 120 x 80 pixels: x, y, width, height
-CATS, DOGS = {1: [(10, 10, 30, 20)], 2: [(0, 0, 12, 12), (100, 60, 20, 20)], 3: []}, {1: [(60, 30, 40, 50)], 2: [], 3: []}
+CATS, DOGS = (
+    {1: [(10, 10, 30, 20)], 2: [(0, 0, 12, 12), (100, 60, 20, 20)], 3: []},
+    {1: [(60, 30, 40, 50)], 2: [], 3: []},
+)
 
 
 @pytest.fixture
@@ -281,14 +284,20 @@ def entry(**changes: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"annotations": entry(category_id=4)}, "annotation 5: category_id 4 is that of no category; there are 7 dog, 3"),
+        (
+            {"annotations": entry(category_id=4)},
+            "annotation 5: category_id 4 is that of no category; there are 7 dog, 3",
+        ),
         ({"annotations": entry(image_id=11)}, "annotation 5: image_id 11 is that of no image"),
         ({"annotations": entry(bbox=[1, 2, 3])}, r"annotation 5: expected a box of four numbers, but got \[1, 2, 3\]"),
         ({"annotations": entry(bbox=[1, 2, 3, float("nan")])}, "annotation 5: expected a box of four numbers"),
         ({"annotations": []}, "there are no objects in 3 images"),
         ({"images": []}, "animals.json' has no images"),
         ({"images": None}, "is no COCO file, which has 'images', 'annotations' and 'categories'"),
-        ({"images": [{"id": 10, "file_name": "4.png"}], "annotations": entry()}, "1 of 1 images cannot be read: .*4.png"),
+        (
+            {"images": [{"id": 10, "file_name": "4.png"}], "annotations": entry()},
+            "1 of 1 images cannot be read: .*4.png",
+        ),
         (
             {"images": [{"id": 10, "file_name": "1.png", "width": 80, "height": 120}], "annotations": entry()},
             "1.png' is 120 x 80 pixels, but its annotation says 80 x 120",

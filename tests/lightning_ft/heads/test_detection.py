@@ -31,9 +31,7 @@ def head_of(num_classes: int | None = 2, **options: Any) -> DetectionHead:
 def maps_of(num_tiles: int = 3) -> MapFeatures:
     draw = torch.Generator().manual_seed(0)
     sizes = zip(INFO.channels, INFO.strides, strict=True)
-    return MapFeatures(
-        tuple(torch.randn(num_tiles, c, SIZE // s, SIZE // s, generator=draw) * 20 for c, s in sizes)
-    )
+    return MapFeatures(tuple(torch.randn(num_tiles, c, SIZE // s, SIZE // s, generator=draw) * 20 for c, s in sizes))
 
 
 def certain_of(head: DetectionHead, boxes: list[list[tuple[int, list[float]]]]) -> Tensor:
@@ -79,14 +77,26 @@ def theirs(head: DetectionHead, maps: MapFeatures) -> FCOS:
     )
 
 
-def test_the_loss_of_a_tile_is_torchvisions() -> None:
+def test_the_loss_of_a_tile_is_torchvisions_but_for_what_it_is_divided_by() -> None:
     head = head_of()
-    for tile in range(3):
-        maps = MapFeatures(tuple(values[tile : tile + 1] for values in maps_of().maps))
-        objects = TARGET[tile][TARGET[tile, :, 0] >= 0]
-        truth = [{"boxes": objects[:, 1:], "labels": objects[:, 0].long()}]
-        expected = sum(theirs(head, maps).train()([torch.zeros(3, SIZE, SIZE)], truth).values())
-        torch.testing.assert_close(head.loss(head(maps), TARGET[tile : tile + 1]), expected)
+    # torchvision divides by the places in objects, of which there is a whole number
+    num_places = []
+    for tile in (0, 1):
+        for scale in (1, 3):
+            maps = MapFeatures(tuple(scale * values[tile : tile + 1] for values in maps_of().maps))
+            target = TARGET[tile : tile + 1]
+            objects = target[target[..., 0] >= 0]
+            truth = [{"boxes": objects[:, 1:], "labels": objects[:, 0].long()}]
+            expected = sum(theirs(head, maps).train()([torch.zeros(3, SIZE, SIZE)], truth).values())
+            summed = head.loss(head(maps), target) * (9 * len(objects) + 1)
+            num_places.append((summed / expected).item())
+    assert num_places[0] == pytest.approx(num_places[1], rel=1e-4)
+    assert num_places == pytest.approx([round(number) for number in num_places], rel=1e-4)
+    assert all(1 <= number <= 18 for number in num_places)
+    empty = MapFeatures(tuple(values[2:] for values in maps_of().maps))
+    nothing = [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.long)}]
+    expected = sum(theirs(head, empty).train()([torch.zeros(3, SIZE, SIZE)], nothing).values())
+    torch.testing.assert_close(head.loss(head(empty), TARGET[2:]), expected)
 
 
 def test_the_boxes_of_an_image_are_torchvisions() -> None:
@@ -104,11 +114,13 @@ def test_the_boxes_of_an_image_are_torchvisions() -> None:
         torch.testing.assert_close(found, boxes["boxes"], atol=0.01, rtol=0)
 
 
-def test_the_loss_is_the_mean_over_tiles_whatever_the_batches() -> None:
+def test_the_loss_is_a_mean_whatever_the_batches() -> None:
     head, prediction = head_of(), head_of()(maps_of())
-    alone = [head.loss(prediction[tile : tile + 1], TARGET[tile : tile + 1]) for tile in range(3)]
-    torch.testing.assert_close(head.loss(prediction, TARGET), torch.stack(alone).mean())
-    assert head.count(TARGET) == 3
+    parts = [TARGET[tile : tile + 1] for tile in range(3)]
+    losses = torch.stack([head.loss(prediction[tile : tile + 1], part) for tile, part in enumerate(parts)])
+    weights = torch.tensor([float(head.count(part)) for part in parts])
+    assert weights.tolist() == [19, 10, 1]
+    torch.testing.assert_close(head.loss(prediction, TARGET), (losses * weights).sum() / head.count(TARGET))
 
 
 def test_a_batch_without_objects_has_a_loss_and_a_gradient() -> None:
