@@ -1,7 +1,8 @@
 """BoxedImage: an image with the objects in it, and their boxes checked."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from math import isfinite
 from typing import Any
 
@@ -109,22 +110,33 @@ def four_numbers(values: Any, where: str) -> Box:
     return numbers[0], numbers[1], numbers[2], numbers[3]
 
 
-def renamed(images: Sequence[BoxedImage], names: dict[str, str], place: str) -> list[BoxedImage]:
+def renamed(images: Sequence[BoxedImage], names: Mapping[str, str]) -> list[BoxedImage]:
     """Return images whose classes have other names, so that several become one.
 
     Args:
         images: The images.
         names: New names by old ones.
-        place: Where they come from, for messages.
+    """
+    return [replace(image, names=tuple(names.get(name, name) for name in image.names)) for image in images]
+
+
+def check_names(images: Sequence[BoxedImage], names: Iterable[str], place: str) -> None:
+    """Raise unless each name is that of an object.
+
+    Args:
+        images: The images.
+        names: Names of classes that are to be renamed.
+        place: Where the images come from, for the message.
 
     Raises:
-        ValueError: If no object has such an old name.
+        ValueError: If one is none.
     """
-    known = {name for image in images for name in image.names}
+    known = sorted({name for image in images for name in image.names})
     for name in names:
         if name not in known:
-            raise ValueError(f"{place}: rename: no object is a {name!r}; there are {', '.join(sorted(known))}")
-    return [replace(image, names=tuple(names.get(name, name) for name in image.names)) for image in images]
+            near = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{place}: rename: no object is a {name!r}; there are {', '.join(known)}{hint}")
 
 
 def upright_size(path: str) -> tuple[int, int]:

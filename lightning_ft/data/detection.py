@@ -11,7 +11,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_ft.data.base import PARTS_OF_STAGE, FineTuningData, Part
-from lightning_ft.data.boxed_images import BoxedImage, clipped, renamed
+from lightning_ft.data.boxed_images import BoxedImage, check_names, clipped, renamed
 from lightning_ft.data.coco import category_names, coco_document, read_coco, read_json
 from lightning_ft.data.image_boxes import TileTransform
 from lightning_ft.data.image_check import unreadable_images
@@ -176,7 +176,9 @@ class DetectionData(FineTuningData):
             if file is None:
                 raise ValueError(f"{type(self).__name__} needs {what}")
             images = self._readable(self._listed(existing(file, what).absolute(), part), part)
-            images = renamed(images, self.rename, self.place(part)) if part != "predict" else images
+            if part == "train":
+                check_names(images, self.rename, self.place(part))
+            images = renamed(images, self.rename)
             images, done = clipped(images, self.place(part))
             if done.num_clipped or done.num_dropped:
                 rank_zero_info(

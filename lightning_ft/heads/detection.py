@@ -22,8 +22,8 @@ class DetectionHead(Head):
     """torchvision's FCOS over a pyramid of maps: at each place the classes, the box, and how central the place is.
 
     Two coarser levels are added to those of the backbone. The loss is FCOS's: focal loss of the classes, GIoU of the
-    boxes, cross-entropy of the centerness. It is summed over all places, and divided by 9 for each object, the places
-    that one has around its centre, and 1 for each tile; so an epoch's does not depend on what comes together in batches.
+    boxes, cross-entropy of the centerness. It is summed over all places and divided by 9 for each object, the places
+    that one has around its centre, and 1 for each tile; so an epoch's loss does not depend on how batches are made.
 
     Args:
         features: What the backbone gives: maps of many places.

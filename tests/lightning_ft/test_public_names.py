@@ -71,8 +71,10 @@ def test_public_names_are_imported_under_their_own_name():
         "CausalLMHead",
         "MaskedLMHead",
         "LanguageModelingData",
+        "DetectionHead",
         "TextClassificationData",
         "TokenClassificationData",
+        "DetectionData",
         "ImageClassificationData",
     ],
 )

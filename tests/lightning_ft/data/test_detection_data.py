@@ -2,6 +2,7 @@
 
 import json
 import logging
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def test_tiles_cover_their_image_and_hold_each_object_once(
         covered[tile.y : tile.y + tile.height, tile.x : tile.x + tile.width] = True
     assert covered.all()
     columns = sorted({tile.x for tile in tiles})
-    assert all(left + tile_size - right >= overlap for left, right in zip(columns, columns[1:], strict=False))
+    assert all(left + tile_size - right >= overlap for left, right in pairwise(columns))
     corners = np.sort(np.random.default_rng(seed).random((5, 2, 2)), 1) * size
     boxes = corners.reshape(5, 4).astype(np.float32)
     objects = Objects(np.zeros(5, np.float32), boxes, np.zeros(5, bool))
