@@ -148,15 +148,21 @@ def test_nothing_at_all_is_told_as_coco_tells_it() -> None:
 def _process(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     detections, objects = random_boxes()
-    metric = BoxScores(NUM_CLASSES)
-    # five batches for one, three for the other
+    numbered, alone = BoxScores(NUM_CLASSES), BoxScores(NUM_CLASSES)
+    # five batches for one, one of them twice, and four for the other; then five and three
     for image in range(rank, 8, 2) if rank else (0, 2, 4, 6, 6):
-        metric.update(detections[detections[:, 0] == image], objects[objects[:, 0] == image])
-    torch.save(metric.compute(), f"{folder}/{rank}.pt")
+        numbered.update(detections[detections[:, 0] == image], objects[objects[:, 0] == image])
+    for image in (1, 3, 5) if rank else (0, 2, 4, 6, 7):
+        here = [rows[rows[:, 0] == image] for rows in (detections, objects)]
+        for rows in here:
+            rows[:, 0] = -1
+        alone.update(*here)
+    torch.save([numbered.compute(), alone.compute()], f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_have_the_scores_of_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_process, (str(tmp_path),), nprocs=2)
     for rank in range(2):
-        assert_same(torch.load(tmp_path / f"{rank}.pt"), scores_of(*random_boxes()))
+        for scores in torch.load(tmp_path / f"{rank}.pt"):
+            assert_same(scores, scores_of(*random_boxes()))

@@ -253,6 +253,7 @@ def test_rows_to_predict_are_images_with_all_their_tiles(folder: Path) -> None:
     for file, num_images in ((folder, 3), (write_coco(folder), 3), (folder / "2.png", 1)):
         found = data(file, "predict", labels=["cat", "dog"], tile_size=40)
         rows = found.predict_rows(0, num_images)
+        assert len(rows) == len(found._samples["predict"]) == num_images
         batches = list(found.predict_dataloader())
         assert "labels" not in batches[0]
         images = [number for batch in batches for number in batch["tiles"][:, 0].tolist()]
