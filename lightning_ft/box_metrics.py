@@ -67,7 +67,7 @@ class BoxScores(Metric):
         And ``map_per_class``, shape (class, 4): average precision, that at an overlap of 0.5, average recall, and the
         number of objects. What cannot be told, because there are no objects, is -1.
         """
-        detected, true = by_image(_joined(self.detections)), by_image(_joined(self.objects))
+        detected, true = by_image(_joined(self.detections, 7)), by_image(_joined(self.objects, 8))
         predictions, targets = [], []
         for image in sorted(detected.keys() | true.keys()):
             found = detected.get(image, torch.zeros(0, 6))
@@ -97,8 +97,8 @@ class BoxScores(Metric):
 
     def _sync_dist(self, dist_sync_fn: Any = gather_all_tensors, process_group: Any = None) -> None:
         """Gather what all processes keep; NCCL takes it from the accelerator only."""
-        self.detections = [_joined(self.detections).to(self.device)]
-        self.objects = [_joined(self.objects).to(self.device)]
+        self.detections = [_joined(self.detections, 7).to(self.device)]
+        self.objects = [_joined(self.objects, 8).to(self.device)]
         super()._sync_dist(dist_sync_fn, process_group)
 
 
@@ -143,9 +143,11 @@ def coco_scores(
     }
 
 
-def _joined(rows: list[Tensor] | Tensor) -> Tensor:
-    joined = rows if isinstance(rows, Tensor) else torch.cat(rows)
-    return joined.cpu()
+def _joined(rows: list[Tensor] | Tensor, num_columns: int) -> Tensor:
+    """Return what a state holds, whether it is gathered or not; shape (row, column)."""
+    if isinstance(rows, Tensor):
+        return rows.cpu()
+    return torch.cat([torch.zeros(0, num_columns, dtype=torch.float64), *(part.cpu() for part in rows)])
 
 
 def _mean(values: Tensor) -> Tensor:

@@ -47,10 +47,8 @@ class TileTransform:
         self.image_size = image_size
         self.tile_size = tile_size
         self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (mean, std))
-        self._v2: Any = require("torchvision.transforms.v2", extra="vision", needed_by="DetectionData")
-        self._tensors: Any = require("torchvision.tv_tensors", extra="vision", needed_by="DetectionData")
-        self._interpolation = self._v2.InterpolationMode(interpolation)
-        self._augment = None if augment is False else self._augmentation(augment)
+        self._interpolation = _torchvision("transforms.v2").InterpolationMode(interpolation)
+        self._augment = None if augment is False else _augmentation(augment)
 
     def __call__(self, picture: "Image.Image", boxes: Tensor) -> tuple[Tensor, Tensor, tuple[int, int], float]:
         """Return the network's input, shape (3, size, size), the boxes in it, the picture's size in it, and the scale.
@@ -59,34 +57,42 @@ class TileTransform:
             picture: An RGB image.
             boxes: x1, y1, x2, y2 in it [pixel], shape (box, 4).
         """
+        functional = _torchvision("transforms.v2.functional")
         width, height = picture.size
         scale = self.image_size / (self.tile_size or max(width, height))
         size = [max(1, round(height * scale)), max(1, round(width * scale))]
-        moved: Any = self._tensors.BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
+        moved: Any = _torchvision("tv_tensors").BoundingBoxes(boxes, format="XYXY", canvas_size=(height, width))
         changed: Any = picture
         if self._augment is not None:
             changed, moved = self._augment(changed, moved)
-        changed = self._v2.functional.resize(changed, size, self._interpolation, antialias=True)
-        values = self._v2.functional.pil_to_tensor(changed).float() / 255
+        changed = functional.resize(changed, size, self._interpolation, antialias=True)
+        values = functional.pil_to_tensor(changed).float() / 255
         values = (values - self.mean) / self.std
         room = (0, self.image_size - size[1], 0, self.image_size - size[0])
         return pad(values, room), moved.as_subclass(torch.Tensor) * scale, (size[1], size[0]), scale
 
-    def _augmentation(self, augment: bool | Mapping[str, float]) -> Any:
-        changes = dict(augment) if isinstance(augment, Mapping) else {}
-        for key, value in changes.items():
-            if key not in AUGMENTATION:
-                near = get_close_matches(key, AUGMENTATION, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(AUGMENTATION)}"
-                raise ValueError(f"augment: there is no {key!r}; {hint}")
-            if not 0 <= value <= 1:
-                raise ValueError(f"augment: expected {key} to be between 0 and 1, but got {value}")
-        settings = AUGMENTATION | changes
-        colour = settings["color_jitter"]
-        return self._v2.Compose(
-            [
-                self._v2.RandomHorizontalFlip(settings["hflip"]),
-                self._v2.RandomVerticalFlip(settings["vflip"]),
-                self._v2.ColorJitter(colour, colour, colour),
-            ]
-        )
+
+def _augmentation(augment: bool | Mapping[str, float]) -> Any:
+    changes = dict(augment) if isinstance(augment, Mapping) else {}
+    for key, value in changes.items():
+        if key not in AUGMENTATION:
+            near = get_close_matches(key, AUGMENTATION, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(AUGMENTATION)}"
+            raise ValueError(f"augment: there is no {key!r}; {hint}")
+        if not 0 <= value <= 1:
+            raise ValueError(f"augment: expected {key} to be between 0 and 1, but got {value}")
+    v2 = _torchvision("transforms.v2")
+    settings = AUGMENTATION | changes
+    colour = settings["color_jitter"]
+    return v2.Compose(
+        [
+            v2.RandomHorizontalFlip(settings["hflip"]),
+            v2.RandomVerticalFlip(settings["vflip"]),
+            v2.ColorJitter(colour, colour, colour),
+        ]
+    )
+
+
+def _torchvision(module: str) -> Any:
+    """Return a module of torchvision's; looked up anew, because what holds a module cannot be sent to workers."""
+    return require(f"torchvision.{module}", extra="vision", needed_by="DetectionData")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,12 @@ def test_a_tile_is_a_function_of_seed_epoch_and_number(folder: Path) -> None:
     assert torch.equal(pixels(1), pixels(1))
     assert not torch.equal(pixels(1), pixels(2))
     assert not torch.equal(pixels(1), pixels(1, seed=1))
+
+
+def test_tiles_can_be_sent_to_workers(folder: Path) -> None:
+    samples = data(write_coco(folder), tile_size=40)._samples["train"]
+    sent = pickle.loads(pickle.dumps(samples))
+    assert all(torch.equal(samples[3][name], sent[3][name]) for name in samples[3])
 
 
 def test_a_resumed_epoch_goes_on_with_the_tiles_it_would_have_met(folder: Path) -> None:
