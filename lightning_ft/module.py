@@ -259,7 +259,7 @@ class FineTuner(LightningModule):
         features, target = self.head.judged(self.backbone(batch), batch["labels"])
         prediction = self.head(features)
         self._loss(stage).update(self.head.loss(prediction, target), weight=self.head.count(target))
-        self._metrics(stage).update(*self.head.evaluated(prediction.float(), batch))
+        self._metrics(stage).update(*self.head.evaluated(prediction.float(), target, batch))
 
     def _log(self, stage: str) -> None:
         results = {f"{stage}/loss": self._loss(stage).compute(), **self._metrics(stage).compute()}

@@ -51,14 +51,20 @@ class Head(nn.Module, ABC):
         """Return a prediction and its target as the metrics take them; here as they are."""
         return prediction, target
 
-    def evaluated(self, prediction: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def evaluated(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        batch: Mapping[str, Tensor],  # noqa: ARG002
+    ) -> tuple[Tensor, Tensor]:
         """Return what the metrics take of a batch, where its target does not say all; here what ``compared`` returns.
 
         Args:
             prediction: What ``forward`` returned.
-            batch: The batch that it is of.
+            target: The target, as ``judged`` returned it.
+            batch: The batch that both are of.
         """
-        return self.compared(prediction, batch["labels"])
+        return self.compared(prediction, target)
 
     @abstractmethod
     def decode(

@@ -121,15 +121,16 @@ class DetectionHead(Head):
         scores = BoxScores(self.num_classes, max_detections=self.max_detections, nms_threshold=self.nms_threshold)
         return MetricCollection({"boxes": scores})
 
-    def evaluated(self, prediction: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def evaluated(self, prediction: Tensor, target: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the boxes found and the objects that are there, as ``BoxScores`` takes them.
 
         Args:
             prediction: What ``forward`` returned.
+            target: The objects of each tile.
             batch: The batch, as ``lightning_ft.boxes`` describes it; without ``objects`` each row is an image.
         """
         if "objects" not in batch:
-            return self.compared(prediction, batch["labels"])
+            return self.compared(prediction, target)
         objects = batch["objects"]
         images = batch["tiles"][:, None, :1].expand(-1, objects.shape[1], -1)
         return self._found(prediction, batch), _real(torch.cat([images, objects], -1))

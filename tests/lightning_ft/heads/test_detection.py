@@ -163,7 +163,7 @@ def test_tiles_are_put_together_in_pixels_of_their_image() -> None:
     objects[0, 0] = torch.tensor([0.0, 80, 20, 120, 60, 0, 0])
     objects[2, 0] = torch.tensor([1.0, 5, 5, 25, 25, 0, 0])
     metrics = head.metrics()
-    metrics.update(*head.evaluated(prediction, {"labels": TARGET, "tiles": tiles, "objects": objects}))
+    metrics.update(*head.evaluated(prediction, TARGET, {"labels": TARGET, "tiles": tiles, "objects": objects}))
     assert metrics.compute()["map"] == pytest.approx(1.0)
 
 
