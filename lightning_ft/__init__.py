@@ -12,6 +12,7 @@ from lightning_ft.data.detection import DetectionData as DetectionData
 from lightning_ft.data.image_classification import ImageClassificationData as ImageClassificationData
 from lightning_ft.data.language_modeling import LanguageModelingData as LanguageModelingData
 from lightning_ft.data.sampler import EpochSampler as EpochSampler
+from lightning_ft.data.segmentation import SegmentationData as SegmentationData
 from lightning_ft.data.text_classification import TextClassificationData as TextClassificationData
 from lightning_ft.data.token_classification import TokenClassificationData as TokenClassificationData
 from lightning_ft.features import FeatureInfo as FeatureInfo
@@ -23,6 +24,7 @@ from lightning_ft.heads.detection import DetectionHead as DetectionHead
 from lightning_ft.heads.image_classification import ImageClassificationHead as ImageClassificationHead
 from lightning_ft.heads.language_modeling import CausalLMHead as CausalLMHead
 from lightning_ft.heads.language_modeling import MaskedLMHead as MaskedLMHead
+from lightning_ft.heads.segmentation import SegmentationHead as SegmentationHead
 from lightning_ft.heads.sequence_classification import SequenceClassificationHead as SequenceClassificationHead
 from lightning_ft.heads.token_classification import TokenClassificationHead as TokenClassificationHead
 from lightning_ft.module import FineTuner as FineTuner

@@ -7,6 +7,9 @@ from typing import Any, TextIO
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from lightning_ft.masks import write_mask
 
 
 class PredictionWriter(Callback):
@@ -14,7 +17,8 @@ class PredictionWriter(Callback):
 
     As ``.json`` they are one document, of a form that the data knows: of boxes COCO's.
 
-    The file appears when it is whole; until then it has ``.partial`` in its name.
+    The file appears when it is whole; until then it has ``.partial`` in its name. A mask is written as PNG into a folder
+    beside the file, of the file's name without its suffix; the row names the mask's file.
 
     Args:
         file: A ``.csv``, ``.jsonl`` or ``.json`` file; None for ``predictions.csv`` in the working folder.
@@ -64,9 +68,14 @@ class PredictionWriter(Callback):
         """Write the rows of a batch."""
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         rows = data.predict_rows(self.num_rows, self.num_rows + len(outputs))
-        self.num_rows += len(outputs)
-        for row, output in zip(rows, outputs, strict=True):
+        for number, (row, output) in enumerate(zip(rows, outputs, strict=True), self.num_rows):
+            found = output["prediction"]
+            if isinstance(found, Tensor):
+                mask = self.file.with_suffix("") / row.pop("name", f"{number}.png")
+                write_mask(mask, found.numpy())
+                output["prediction"] = str(mask)
             self._write({**row, **output})
+        self.num_rows += len(outputs)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Give the whole file its name."""

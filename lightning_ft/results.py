@@ -14,7 +14,7 @@ MOST_CLASSES = 20
 
 
 def print_results(trainer: Trainer, model: FineTuner, stage: str) -> None:
-    """Print each metric on a line of its own, the confusion matrix of few classes, and the scores of each kind."""
+    """Print each metric on a line of its own, the confusion matrix of few classes, and the scores by kind or class."""
     matrix = model.tables.get(f"{stage}/confusion_matrix")
     if matrix is not None and matrix.ndim == 2 and len(matrix) <= MOST_CLASSES:
         names = model.label_names or [str(number) for number in range(len(matrix))]
@@ -26,6 +26,9 @@ def print_results(trainer: Trainer, model: FineTuner, stage: str) -> None:
     boxes = model.tables.get(f"{stage}/map_per_class")
     if boxes is not None and len(boxes) <= MOST_CLASSES:
         Console().print(boxes_table(boxes, model.label_names or [str(number) for number in range(len(boxes))]))
+    scores = model.tables.get(f"{stage}/by_class")
+    if scores is not None:
+        Console().print(classes_table(scores, model.label_names or [str(number) for number in range(len(scores))]))
     for name, value in sorted(trainer.callback_metrics.items()):
         print(f"{name} {value.item():.4f}")
 
@@ -51,4 +54,12 @@ def boxes_table(scores: Tensor, names: Sequence[str]) -> Table:
     table = Table("class", "AP", "AP at 0.5", "recall", "objects")
     for name, (*shares, number) in zip(names, scores.tolist(), strict=True):
         table.add_row(name, *(f"{share:.3f}" for share in shares), str(int(number)))
+    return table
+
+
+def classes_table(scores: Tensor, names: Sequence[str]) -> Table:
+    """Return IoU, Dice, and the shares of true and predicted pixels of each class, shape (class, 4), as a table."""
+    table = Table("class", "IoU", "Dice", "true pixels", "predicted")
+    for name, (iou, dice, *shares) in zip(names, scores.tolist(), strict=True):
+        table.add_row(name, f"{iou:.3f}", f"{dice:.3f}", *(f"{share:.2%}" for share in shares))
     return table

@@ -132,15 +132,23 @@ class FineTuningData(LightningDataModule, ABC):
         tables: dict[Part, Dataset] = {}
         parts: tuple[Part, ...] = ("val", "test")
         sizes = {part: self.split_sizes[part] for part in parts if self.files[part] is None}
+        for part, indices in self.split(table, sizes).items():
+            tables[cast("Part", part)] = table.select(indices)
+        return tables
+
+    def split(self, table: "Dataset", sizes: Mapping[Part, float]) -> Mapping[Any, Sequence[int]]:
+        """Return the rows of the training file for each part; where rows have one class each, its shares are kept.
+
+        Args:
+            table: All labelled rows of the training file.
+            sizes: Size of each part that is held out: a share below 1, or a number of rows.
+        """
         classes = None
         if self.labelled:
             values = table[self.label_column]
             one_class_each = (self.task or task_of(values)) == "multiclass"
             classes = [str(value) for value in values] if one_class_each else None
-        rows = stratified_split(len(table), classes, sizes, self.split_seed, self.place("train"))
-        for part, indices in rows.items():
-            tables[cast("Part", part)] = table.select(indices)
-        return tables
+        return stratified_split(len(table), classes, sizes, self.split_seed, self.place("train"))
 
     def setup(self, stage: str) -> None:
         """Read, check and encode the parts of a stage: ``fit``, ``validate``, ``test`` or ``predict``."""

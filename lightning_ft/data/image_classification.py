@@ -1,6 +1,6 @@
 """ImageClassificationData: images with a label."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from torch.utils.data import default_collate
 from lightning_ft.data.base import PARTS_OF_STAGE, FineTuningData, Part
 from lightning_ft.data.image_check import unreadable_images
 from lightning_ft.data.image_sources import ImageSource, read_images, with_names
-from lightning_ft.data.image_transforms import image_transform
+from lightning_ft.data.image_transforms import data_config_of, image_transform
 from lightning_ft.data.images import Images
 from lightning_ft.data.labels import Task
 from lightning_ft.resources import existing
@@ -120,7 +120,7 @@ class ImageClassificationData(FineTuningData):
 
     def setup(self, stage: str) -> None:
         """Read, check and encode the images of a stage: ``fit``, ``validate``, ``test`` or ``predict``."""
-        config = self._data_config()
+        config = data_config_of(getattr(self.trainer, "lightning_module", None), type(self).__name__)
         for part in PARTS_OF_STAGE[stage]:
             augment = part == "train" and self.augment
             self._transforms[part] = image_transform(config, image_size=self.image_size, augment=augment)
@@ -172,14 +172,3 @@ class ImageClassificationData(FineTuningData):
             raise ValueError(f"{message}: {named}. Mend or remove them, or drop them with skip_unreadable=True")
         rank_zero_info(f"{message}; dropped: {named}")
         return replace(source, table=source.table.select(rows))
-
-    def _data_config(self) -> Mapping[str, Any]:
-        module = getattr(self.trainer, "lightning_module", None)
-        config = getattr(getattr(module, "backbone", None), "data_config", None)
-        if config is not None:
-            return config
-        owner = "there is no trainer with a module" if module is None else f"{type(module).__name__} has none"
-        raise ValueError(
-            f"{type(self).__name__} takes size, mean and std from the module's backbone.data_config, but {owner}; "
-            "train a FineTuner with a TimmBackbone, or give your backbone such a dict with timm's keys"
-        )

@@ -36,15 +36,10 @@ def image_transform(
     Raises:
         ValueError: If the config lacks a key or is not for RGB, or a key of ``augment`` is no augmentation.
     """
-    missing = [key for key in OF_BACKBONE if key not in config]
-    if missing:
-        raise ValueError(f"the backbone's data_config has no {missing[0]!r}; it has {', '.join(map(repr, config))}")
-    num_channels, *size = config["input_size"]
-    if num_channels != 3:
-        raise ValueError(f"the backbone takes images of {num_channels} channels, but ImageClassificationData makes RGB")
+    size = size_of(config, "ImageClassificationData")
     timm_data = require("timm.data", extra="vision", needed_by="ImageClassificationData")
     settings = {
-        "input_size": (image_size, image_size) if image_size else tuple(size),
+        "input_size": (image_size, image_size) if image_size else size,
         "mean": tuple(config["mean"]),
         "std": tuple(config["std"]),
         "interpolation": config.get("interpolation") or "bicubic",
@@ -59,6 +54,45 @@ def image_transform(
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         why = f": {error}" if str(error) else ""
         raise ValueError(f"augment={changes}: timm's create_transform does not take it{why}") from error
+
+
+def size_of(config: Mapping[str, Any], owner: str) -> tuple[int, int]:
+    """Return the height and width [pixel] of a backbone's own images.
+
+    Args:
+        config: Its data config.
+        owner: Who makes the images, for the message.
+
+    Raises:
+        ValueError: If the config lacks a key or is not for RGB.
+    """
+    missing = [key for key in OF_BACKBONE if key not in config]
+    if missing:
+        raise ValueError(f"the backbone's data_config has no {missing[0]!r}; it has {', '.join(map(repr, config))}")
+    num_channels, height, width = config["input_size"]
+    if num_channels != 3:
+        raise ValueError(f"the backbone takes images of {num_channels} channels, but {owner} makes RGB")
+    return height, width
+
+
+def data_config_of(module: Any, owner: str) -> Mapping[str, Any]:
+    """Return what a module's backbone says of its images: ``backbone.data_config``.
+
+    Args:
+        module: The module that is trained; None where there is none.
+        owner: Who asks, for the message.
+
+    Raises:
+        ValueError: If there is no module, or it says nothing.
+    """
+    config = getattr(getattr(module, "backbone", None), "data_config", None)
+    if config is not None:
+        return config
+    without = "there is no trainer with a module" if module is None else f"{type(module).__name__} has none"
+    raise ValueError(
+        f"{owner} takes size, mean and std from the module's backbone.data_config, but {without}; "
+        "train a FineTuner with a TimmBackbone, or give your backbone such a dict with timm's keys"
+    )
 
 
 def _refuse_unknown(changes: Mapping[str, Any], create_transform: Callable[..., Any]) -> None:

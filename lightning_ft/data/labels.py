@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from lightning_ft.entities import NONE, are_entities, kinds_of, tag_names, to_iob2
 
-Task = Literal["multiclass", "multilabel", "regression", "entities", "tags", "causal", "masked", "detection"]
+Task = Literal[
+    "multiclass", "multilabel", "regression", "entities", "tags", "causal", "masked", "detection", "segmentation"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +21,7 @@ class Labels:
     Attributes:
         task: ``"multiclass"`` (one class a sample), ``"multilabel"`` (any number), ``"regression"`` (a number),
             ``"entities"`` (a tag of IOB2 a word), ``"tags"`` (a class a word), ``"causal"`` (the next token),
-            ``"masked"`` (hidden tokens) or ``"detection"`` (a class an object).
+            ``"masked"`` (hidden tokens), ``"detection"`` (a class an object) or ``"segmentation"`` (a class a pixel).
         names: Class names in the order of the prediction; empty where there are none.
         mean: Of a regression the mean of the targets; None otherwise.
         std: Of a regression their standard deviation, 1 where all are the same; None otherwise.
@@ -74,6 +76,8 @@ class Labels:
     def encode(self, values: Iterable[Any], where: str) -> list[Any]:
         """Translate a column to targets: class indices, rows of 0 and 1, floats, or those of words or objects.
 
+        Masks of pixels are left as they are; they are read when they are needed.
+
         Args:
             values: The column.
             where: The file, for messages.
@@ -81,6 +85,8 @@ class Labels:
         Raises:
             ValueError: If a label is not among the names, or is no number in a regression.
         """
+        if self.task == "segmentation":
+            return list(values)
         if self.task == "regression":
             return [_number(value, row, where) for row, value in enumerate(values)]
         index = {name: i for i, name in enumerate(self.names)}

@@ -29,12 +29,7 @@ def stratified_split(
     Raises:
         ValueError: If the parts ask for more rows than there are.
     """
-    counts = {name: round(size * num_rows) if size < 1 else int(size) for name, size in sizes.items()}
-    if sum(counts.values()) >= num_rows:
-        raise ValueError(
-            f"{where}: {num_rows} rows are too few to hold out "
-            + " and ".join(f"{count} for {name}" for name, count in counts.items())
-        )
+    counts = _counts(num_rows, sizes, where)
     generator = np.random.default_rng(seed)
     order = generator.permutation(num_rows)
     if classes is not None:
@@ -46,6 +41,56 @@ def stratified_split(
         start += count
     parts["train"] = np.sort(order[start:])
     return parts
+
+
+def grouped_split(
+    groups: Sequence[str], sizes: Mapping[Name, float], seed: int, where: str
+) -> dict[Name | str, np.ndarray]:
+    """Choose whole groups of rows for each held-out part; the others train.
+
+    A part gets groups, in random order, for as long as that brings its size nearer to the one asked for, and one at
+    least.
+
+    Args:
+        groups: The group of each row, shape (row,).
+        sizes: Size of each held-out part: a share below 1, or a number of rows.
+        seed: Seed of the choice.
+        where: The file, for messages.
+
+    Returns:
+        Row numbers of each part and of ``"train"``, rising.
+
+    Raises:
+        ValueError: If there are too few rows or groups.
+    """
+    names, codes = np.unique(np.asarray(groups), return_inverse=True)
+    counts = _counts(len(codes), sizes, where)
+    members = np.bincount(codes)
+    left = np.random.default_rng(seed).permutation(len(names)).tolist()
+    chosen: dict[Name | str, list[int]] = {}
+    for name, count in counts.items():
+        chosen[name] = []
+        held = 0
+        while left and held < count and (not held or abs(held + members[left[0]] - count) < count - held):
+            chosen[name].append(left.pop(0))
+            held += members[chosen[name][-1]]
+    if not left:
+        raise ValueError(
+            f"{where}: {len(names)} groups, which stay whole, are too few to hold out "
+            + " and ".join(f"{count} rows for {name}" for name, count in counts.items())
+        )
+    return {name: np.flatnonzero(np.isin(codes, one)) for name, one in {**chosen, "train": left}.items()}
+
+
+def _counts(num_rows: int, sizes: Mapping[Name, float], where: str) -> dict[Name, int]:
+    """Return how many rows each held-out part gets."""
+    counts = {name: round(size * num_rows) if size < 1 else int(size) for name, size in sizes.items()}
+    if sum(counts.values()) >= num_rows:
+        raise ValueError(
+            f"{where}: {num_rows} rows are too few to hold out "
+            + " and ".join(f"{count} for {name}" for name, count in counts.items())
+        )
+    return counts
 
 
 def _dealt(order: np.ndarray, codes: np.ndarray) -> np.ndarray:
