@@ -17,8 +17,8 @@ class PredictionWriter(Callback):
 
     As ``.json`` they are one document, of a form that the data knows: of boxes COCO's.
 
-    The file appears when it is whole; until then it has ``.partial`` in its name. A mask is written as PNG into a folder
-    beside the file, of the file's name without its suffix; the row names the mask's file.
+    The file appears when it is whole; until then it has ``.partial`` in its name. A mask is written as PNG into a
+    folder beside the file, which has its name without the suffix; the row names the mask's file.
 
     Args:
         file: A ``.csv``, ``.jsonl`` or ``.json`` file; None for ``predictions.csv`` in the working folder.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lightning_ft.data.image_check import unreadable_images
 from lightning_ft.data.image_folder import images_below, is_image
 from lightning_ft.data.images import read_image
 from lightning_ft.data.mask_check import mask_values
@@ -69,7 +70,11 @@ class ImageFiles(MaskedImages):
         self.groups = None if group is None else [_group(group, name, place) for name in files]
         self.masks: list[str] = []
         self.values = {}
-        if masks is not None:
+        if masks is None:
+            if reasons := list(unreadable_images(self.files).values()):
+                named = "; ".join(reasons[:NUM_NAMED]) + ("; ..." if len(reasons) > NUM_NAMED else "")
+                raise ValueError(f"{place}: {len(reasons)} of {len(self.files)} images cannot be read: {named}")
+        else:
             if not masks.is_dir():
                 raise ValueError(f"{masks_place} is no folder of masks")
             theirs = _by_name(masks, masks_place)

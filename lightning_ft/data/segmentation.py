@@ -39,10 +39,12 @@ class SegmentationData(FineTuningData):
 
     The model gets squares: an image is scaled until its longer side is ``image_size``, and the rest is filled with
     pixels that nobody judges. Losses and metrics are of these squares, predictions have the size of the original
-    image. Each augmented image is a function of the run's seed, the epoch and its row alone. Before the first step every
-    file is read once; what was found is kept under ``$LIGHTNING_FT_CACHE``, or ``~/.cache/lightning_ft``, until a file
-    changes. Batches are ``pixel_values``, shape (batch, 3, height, width), and ``labels``, shape (batch, height, width),
-    -100 where nobody judges. To predict there are also ``sizes``, shape (batch, 2), the height and width [pixel] of the
+    image. Each augmented image is a function of the run's seed, the epoch and its row alone. Before the first step
+    every file is read once; what was found is kept under ``$LIGHTNING_FT_CACHE``, or ``~/.cache/lightning_ft``, until a
+    file changes.
+
+    Batches are ``pixel_values``, shape (batch, 3, height, width), and ``labels``, shape (batch, height, width), -100
+    where nobody judges. To predict there are also ``sizes``, shape (batch, 2), the height and width [pixel] of the
     original image, and ``extents``, shape (batch, 2), those of its place in the square.
 
     Args:
@@ -59,9 +61,9 @@ class SegmentationData(FineTuningData):
         axis: Axis of volumes along which the slices lie: 0 from left to right, 1 from back to front, 2 from bottom to
             top.
         threshold: Share of a map's largest value from which on a voxel is of its class.
-        group: A regular expression that finds in an image's path below its folder what it is of, a patient or a video:
-            ``^[^/]*`` for sub-folders. Images of one group are held out together. Of volumes the slices of each are a
-            group, and those of a single one ten groups of neighbours.
+        group: A regular expression that finds in an image's path below its folder what it is of, a patient or a
+            video: ``^[^/]*`` for sub-folders. Images of one group are held out together. Of volumes the slices of each
+            are a group, and those of a single one ten groups of neighbours.
         val_size: Images held out for validation: a share below 1, or a number of images.
         test_size: The same for the test.
         split_seed: Seed of the choice of held-out images.
@@ -75,8 +77,8 @@ class SegmentationData(FineTuningData):
     Raises:
         ModuleNotFoundError: If torchvision or datasets, or for volumes nibabel, are not installed.
         FileNotFoundError: If a file is not there.
-        ValueError: If images and masks do not pair up, cannot be read, or differ in size, a mask has a number that is no
-            class, or there is no ``data_config`` of a backbone.
+        ValueError: If images and masks do not pair up, cannot be read, or differ in size, a mask has a number that is
+            no class, or there is no ``data_config`` of a backbone.
     """
 
     def __init__(
@@ -130,6 +132,8 @@ class SegmentationData(FineTuningData):
                 given, lacking = (f"{part}_masks", f"{part}_file")[:: 1 if masks else -1]
                 raise ValueError(f"{type(self).__name__} needs {lacking} beside {given}")
         self.numbers = dict(labels) if isinstance(labels, dict) else None
+        if self.numbers is not None:
+            _check_numbers(self.numbers)
         self.ignore_index = ignore_index
         self.axis = axis
         self.threshold = threshold
@@ -253,7 +257,8 @@ class SegmentationData(FineTuningData):
         file, masks = self.files[part], self.masks[part]
         if file is None:
             raise ValueError(f"{type(self).__name__} needs {part}_file")
-        path, place, masks_place = existing(file, f"{part}_file"), self.place(part), self.masks_place(part)
+        path = existing(file, f"{part}_file").absolute()
+        place, masks_place = self.place(part), self.masks_place(part)
         what = f"{part}_masks"
         found: Path | dict[str, Path] | None = None
         if isinstance(masks, dict):
@@ -285,3 +290,12 @@ class SegmentationData(FineTuningData):
                 f"take {near}"
             )
         return self.image_size
+
+
+def _check_numbers(numbers: Mapping[str, int]) -> None:
+    """Raise unless classes have numbers of their own that a mask can hold."""
+    for name, number in numbers.items():
+        if not 0 <= number < MOST_NUMBERS:
+            raise ValueError(f"expected labels to have numbers from 0 to {MOST_NUMBERS - 1}, but {name!r} has {number}")
+    if len({*numbers.values()}) < len(numbers):
+        raise ValueError(f"expected labels to have numbers of their own, but got {dict(numbers)}")

@@ -20,9 +20,9 @@ BACKGROUND = "background"
 class VolumeSlices(MaskedImages):
     """The slices of volumes along an axis, turned so that a head stands upright.
 
-    Volumes are turned to the axes of a body first (right, front, top), and kept in memory, a byte a voxel. Slices of one
-    value all over are left out where there are masks. The slices of a volume are a group; those of a single one are
-    ten groups of neighbours.
+    Volumes are turned to the axes of a body first (right, front, top), and kept in memory, a byte a voxel. Slices of
+    one value all over are left out where there are masks. The slices of a volume are a group; those of a single one
+    are ten groups of neighbours.
 
     Args:
         path: A NIfTI file, or a folder of them.
@@ -112,8 +112,8 @@ def _classes(
         numbers = _read(source, place)
         if numbers.dtype.kind == "f" and not (numbers == np.rint(numbers)).all():
             raise ValueError(
-                f"{place}: the mask of {str(file)!r} holds numbers that are not whole; for maps of tissue give a mapping "
-                "from names to files"
+                f"{place}: the mask of {str(file)!r} holds numbers that are not whole; for maps of tissue give a "
+                "mapping from names to files"
             )
         return str(source), numbers.astype(np.int32)
     maps = [_read(_counterpart(file, path, one, f"{place} of {name!r}"), place) for name, one in masks.items()]

@@ -1,4 +1,4 @@
-"""Losses of classes of pixels, one number an image; FocalLoss and Dice where few pixels matter."""
+"""Losses of classes of pixels, one number an image."""
 
 import torch
 from torch import Tensor
@@ -24,7 +24,8 @@ def pixel_cross_entropy(logits: Tensor, target: Tensor, weights: Tensor | None, 
     if weights is not None:
         counted = counted * weights[target.clamp(min=0)]
     if gamma:
-        losses = losses * (1 - torch.exp(-losses)) ** gamma
+        # a power below 1 has no slope at 0, where a pixel is sure or ignored
+        losses = losses * (1 - torch.exp(-losses)).clamp(min=1e-6) ** gamma
     return (losses * counted).sum((1, 2)) / counted.sum((1, 2)).clamp(min=1e-12)
 
 

@@ -24,8 +24,8 @@ class SegmentationHead(Head):
     """A feature pyramid network whose levels are summed, and a classifier of each place in the sum.
 
     The maps of the backbone from ``finest_stride`` on go through torchvision's FeaturePyramidNetwork; its levels are
-    scaled to the finest and added, and two convolutions make class logits of the sum, which are scaled bilinearly to the
-    image (Semantic FPN, Kirillov et al. 2019, arXiv:1901.02446, with fewer convolutions).
+    scaled to the finest and added, and two convolutions make class logits of the sum, which are scaled bilinearly to
+    the image (Semantic FPN, Kirillov et al. 2019, arXiv:1901.02446, with fewer convolutions).
 
     Args:
         features: What the backbone gives: the maps of several strides.
@@ -77,6 +77,8 @@ class SegmentationHead(Head):
             raise ValueError(f"{name}: {len(class_weights)} class_weights for {num_classes} classes")
         if class_weights is not None and self.losses == ("dice",):
             raise ValueError(f"{name}: class_weights have no effect on loss='dice'")
+        if not gamma >= 0:
+            raise ValueError(f"{name}: expected gamma to be at least 0, but got {gamma}")
         if width < 1 or width % NUM_GROUPS:
             raise ValueError(f"{name}: expected width to be a positive multiple of {NUM_GROUPS}, but got {width}")
         self.levels = [level for level, stride in enumerate(features.strides) if stride >= finest_stride]
@@ -159,9 +161,9 @@ class SegmentationHead(Head):
         Args:
             prediction: What ``forward`` returned.
             label_names: Names of the classes, in their order.
-            batch: The batch. ``sizes``, shape (image, 2), has the height and width [pixel] of each image as it was, and
-                ``extents``, shape (image, 2), of the part of ``prediction`` that it fills; without them an image fills all of it
-                and keeps its size.
+            batch: The batch. ``sizes``, shape (image, 2), has the height and width [pixel] of each image as it was,
+                and ``extents``, shape (image, 2), of the part of ``prediction`` that it fills; without them an image
+                fills all of it and keeps its size.
         """
         whole = [prediction.shape[2:]] * len(prediction)
         extents = batch["extents"].tolist() if "extents" in batch else whole

@@ -1,4 +1,4 @@
-"""Laws of stratified_split: disjoint parts of the sizes asked for, the shares of the classes kept."""
+"""Laws of the splits: disjoint parts of the sizes asked for, the shares of the classes kept, or whole groups."""
 
 from collections import Counter
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.model_selection import train_test_split
 
-from lightning_ft.data.split import stratified_split
+from lightning_ft.data.split import grouped_split, stratified_split
 
 LAWS = settings(max_examples=150, deadline=None, database=None, derandomize=True)
 
@@ -57,3 +57,34 @@ def test_the_seed_alone_decides():
 def test_more_than_there_is_is_refused_with_the_counts(sizes):
     with pytest.raises(ValueError, match=r"train_file 'a.csv': 10 rows are too few to hold out \d+ for val"):
         stratified_split(10, None, sizes, 0, "train_file 'a.csv'")
+
+
+@LAWS
+@given(
+    sizes_of_groups=st.lists(st.integers(1, 9), min_size=5, max_size=12),
+    sizes=st.fixed_dictionaries({"val": st.sampled_from([0, 0.1, 3]), "test": st.sampled_from([0, 0.2, 4])}),
+    seed=st.integers(0, 5),
+)
+def test_groups_stay_whole_and_parts_are_as_near_to_their_size_as_the_largest_group(sizes_of_groups, sizes, seed):
+    groups = [f"g{number}" for number, size in enumerate(sizes_of_groups) for _ in range(size)]
+    counts = {name: size if size >= 1 else round(size * len(groups)) for name, size in sizes.items()}
+    if sum(counts.values()) + 2 * max(sizes_of_groups) > len(groups):
+        return  # too few rows are an error, or may be
+    parts = grouped_split(groups, sizes, seed, "")
+    assert sorted(row for part in parts.values() for row in part) == list(range(len(groups)))
+    held = [{groups[row] for row in rows} for rows in parts.values()]
+    assert sum(map(len, held)) == len(sizes_of_groups)
+    for name, count in counts.items():
+        assert abs(len(parts[name]) - count) <= (max(sizes_of_groups) if count else 0)
+        assert bool(len(parts[name])) == bool(count)
+
+
+def test_the_choice_of_groups_follows_the_seed():
+    groups = [str(number // 5) for number in range(60)]
+    choices = [grouped_split(groups, {"val": 0.1}, seed, "")["val"].tolist() for seed in (0, 0, 1)]
+    assert choices[0] == choices[1] != choices[2]
+
+
+def test_too_few_groups_are_refused():
+    with pytest.raises(ValueError, match="train_file 'a': 2 groups, which stay whole, are too few to hold out 3 rows"):
+        grouped_split(["a"] * 9 + ["b"] * 9, {"val": 3, "test": 3}, 0, "train_file 'a'")
