@@ -1,6 +1,6 @@
 """Metrics of classes of pixels, all from one table of counts."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class PixelScores(MulticlassConfusionMatrix):
 
     def compute(self) -> Tensor:
         """Return the score."""
-        counts = self.confmat.double()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+        counts = cast("Tensor", self.confmat)
         right, true, found = counts.diagonal(), counts.sum(1), counts.sum(0)
         total = counts.sum().clamp(min=1)
         iou = right / (true + found - right).clamp(min=1)
@@ -38,4 +38,4 @@ class PixelScores(MulticlassConfusionMatrix):
             "accuracy": right.sum() / total,
             "by_class": torch.stack([iou, dice, true / total, found / total], 1),
         }
-        return scores[self.score].float()
+        return scores[self.score]

@@ -136,12 +136,15 @@ class FineTuningData(LightningDataModule, ABC):
             tables[cast("Part", part)] = table.select(indices)
         return tables
 
-    def split(self, table: "Dataset", sizes: Mapping[Part, float]) -> Mapping[Any, Sequence[int]]:
+    def split(self, table: "Dataset", sizes: Mapping[str, float]) -> Mapping[str, Any]:
         """Return the rows of the training file for each part; where rows have one class each, its shares are kept.
 
         Args:
             table: All labelled rows of the training file.
             sizes: Size of each part that is held out: a share below 1, or a number of rows.
+
+        Returns:
+            Row numbers of each of these parts and of ``"train"``, rising.
         """
         classes = None
         if self.labelled:

@@ -185,7 +185,8 @@ class SegmentationData(FineTuningData):
     def setup(self, stage: str) -> None:
         """Read and check the images of a stage: ``fit``, ``validate``, ``test`` or ``predict``."""
         module = getattr(self.trainer, "lightning_module", None)
-        config, size = data_config_of(module, type(self).__name__), self._size()
+        config = data_config_of(module, type(self).__name__)
+        size = self._size(config, getattr(getattr(module, "backbone", None), "features", None))
         for part in PARTS_OF_STAGE[stage]:
             self._transforms[part] = MaskTransform(config, size, self.augmentation if part == "train" else None)
         super().setup(stage)
@@ -199,12 +200,12 @@ class SegmentationData(FineTuningData):
             table |= {"row": list(range(len(source.rows))), "mask": list(source.names)}
         return datasets.Dataset.from_dict(table)
 
-    def split(self, table: "Dataset", sizes: Mapping[Part, float]) -> Mapping[Any, Sequence[int]]:
+    def split(self, table: "Dataset", sizes: Mapping[str, float]) -> Mapping[str, Any]:
         """Return the rows of the training images for each part; groups stay together."""
         groups = self._source("train").groups
         if groups is None:
             return super().split(table, sizes)
-        return grouped_split([groups[row] for row in table["row"]], sizes, self.split_seed, self.place("train"))
+        return grouped_split(groups, sizes, self.split_seed, self.place("train"))
 
     def samples(self, part: Part, table: "Dataset", targets: Sequence[Any] | None) -> MaskedSamples:
         """Return the images of a table, transformed for training in ``"train"`` and for evaluation elsewhere."""
@@ -266,6 +267,8 @@ class SegmentationData(FineTuningData):
         elif masks is not None:
             found = existing(masks, what)
         if volume_files(path):
+            if self.group is not None:
+                raise ValueError(f"{place}: group has no effect on volumes, whose slices are held out by region")
             source: MaskedImages = VolumeSlices(
                 path, found, place, masks_place, axis=self.axis, threshold=self.threshold
             )
@@ -276,13 +279,11 @@ class SegmentationData(FineTuningData):
         self._sources[part] = source
         return source
 
-    def _size(self) -> int:
-        """Return the height and width that the model gets."""
-        backbone = self.trainer.lightning_module.backbone  # pyright: ignore[reportOptionalMemberAccess]
-        strides = getattr(getattr(backbone, "features", None), "strides", ())
-        coarsest = max(strides, default=1)
+    def _size(self, config: Mapping[str, Any], features: Any) -> int:
+        """Return the height and width that the model gets, for its backbone's data config and FeatureInfo."""
+        coarsest = max(getattr(features, "strides", ()), default=1)
         if self.image_size is None:
-            return -(-max(size_of(backbone.data_config, type(self).__name__)) // coarsest) * coarsest
+            return -(-max(size_of(config, type(self).__name__)) // coarsest) * coarsest
         if self.image_size % coarsest:
             near = max(1, round(self.image_size / coarsest)) * coarsest
             raise ValueError(

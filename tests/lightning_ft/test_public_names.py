@@ -72,10 +72,12 @@ def test_public_names_are_imported_under_their_own_name():
         "MaskedLMHead",
         "LanguageModelingData",
         "DetectionHead",
+        "SegmentationHead",
         "TextClassificationData",
         "TokenClassificationData",
         "DetectionData",
         "ImageClassificationData",
+        "SegmentationData",
     ],
 )
 def test_the_parts_of_a_recipe_are_public(name):

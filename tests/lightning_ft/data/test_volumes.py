@@ -132,6 +132,11 @@ def test_a_number_that_is_no_class_is_named_with_its_file(tmp_path: Path) -> Non
         data_of(path, str(masks), labels=["a", "b"])
 
 
+def test_a_group_of_volumes_has_no_effect_and_is_refused() -> None:
+    with pytest.raises(ValueError, match="group has no effect on volumes"):
+        data_of(MNI.format("t1"), {"grey": MNI.format("gm")}, group="a")
+
+
 def test_labels_that_differ_from_the_maps_are_refused() -> None:
     with pytest.raises(ValueError, match="but train_masks are of background, grey"):
         data_of(MNI.format("t1"), {"grey": MNI.format("gm")}, labels=["grey", "white"])
@@ -142,6 +147,6 @@ def test_the_brain_is_in_its_slices() -> None:
     found = slices_of(files["t1"], {"grey": files["gm"], "white": files["wm"]})
     middle = next(number for number, row in enumerate(found.rows) if row["slice"] == 80)
     grey, white = (np.asarray(found.image(middle))[..., 0][found.mask(middle) == number] for number in (1, 2))
-    assert 5000 < len(grey)
-    assert 5000 < len(white)
+    assert len(grey) > 5000
+    assert len(white) > 5000
     assert grey.mean() + 30 < white.mean()
