@@ -79,6 +79,12 @@ def test_groups_stay_whole_and_parts_are_as_near_to_their_size_as_the_largest_gr
         assert bool(len(parts[name])) == bool(count)
 
 
+def test_a_part_stops_where_one_more_group_would_bring_it_farther_from_its_size():
+    groups = [str(number // 5) for number in range(60)]
+    sizes = [len(grouped_split(groups, {"val": count}, 3, "")["val"]) for count in (1, 5, 7, 8, 12, 13)]
+    assert sizes == [5, 5, 5, 10, 10, 15]
+
+
 def test_the_choice_of_groups_follows_the_seed():
     groups = [str(number // 5) for number in range(60)]
     choices = [grouped_split(groups, {"val": 0.1}, seed, "")["val"].tolist() for seed in (0, 0, 1)]

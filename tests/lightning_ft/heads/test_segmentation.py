@@ -82,6 +82,8 @@ def test_cross_entropy_is_torchs_and_focal_without_gamma_too() -> None:
     weights = [1.0, 2.0, 5.0]
     one = head_of(class_weights=weights).loss(prediction[:1], target[:1])
     assert torch.allclose(one, functional.cross_entropy(prediction[:1], target[:1], torch.tensor(weights)))
+    some = target_of(1, 8, 8)
+    assert torch.allclose(head_of().loss(prediction[:1], some), functional.cross_entropy(prediction[:1], some))
     plain = functional.cross_entropy(prediction, target)
     assert torch.allclose(head_of().loss(prediction, target), plain)
     assert torch.allclose(head_of(loss="focal", gamma=0.0).loss(prediction, target), plain)
