@@ -138,15 +138,16 @@ def test_real_slices_are_learnt_better_than_their_most_frequent_class() -> None:
         pyramid=True,
     )
     maps = {"grey_matter": MNI.format("gm"), "white_matter": MNI.format("wm")}
-    data = SegmentationData(MNI.format("t1"), train_masks=maps, image_size=96, augment=False)
-    module = FineTuner(backbone, lambda features: SegmentationHead(features, 3, width=32), lr=3e-3)
-    trainer = Trainer(max_epochs=1, **QUIET)
+    data = SegmentationData(MNI.format("t1"), train_masks=maps, image_size=96, augment=False, batch_size=4)
+    module = FineTuner(backbone, lambda features: SegmentationHead(features, 3, width=32), lr=1e-2)
+    callbacks = [GradualUnfreezing("linear_probe"), FrozenPrefixCache()]
+    trainer = Trainer(max_epochs=5, callbacks=callbacks, **QUIET)
     trainer.fit(module, datamodule=data)
     trainer.test(module, datamodule=data, verbose=False)
     shares = module.tables["test/by_class"][:, 2]
     baseline = shares.max() / 3
     assert module.label_names == ("background", "grey_matter", "white_matter")
-    assert trainer.callback_metrics["test/mean_iou"] > baseline + 0.2
+    assert trainer.callback_metrics["test/mean_iou"] > baseline + 0.3
     assert module.tables["test/by_class"].shape == torch.Size([3, 4])
 
 
