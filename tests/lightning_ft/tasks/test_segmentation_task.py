@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 from task_fits import QUIET, Task
 
@@ -117,6 +118,22 @@ def test_the_cache_refuses_random_augmentation_and_keeps_views_of_image_and_mask
     _, losses = task.fit(schedule(), FrozenPrefixCache(views=2), epochs=2)
     _, plain = task.fit(schedule(), epochs=2)
     assert losses == pytest.approx(plain, abs=1e-4)
+
+
+@pytest.mark.parametrize("stopped_at", [3, 7])
+def test_a_resumed_run_ends_as_one_that_never_stopped(scenes: tuple[str, str], tmp_path: Path, stopped_at: int) -> None:
+    task, options = task_of(scenes, augment=True), {**QUIET, "enable_checkpointing": True}
+
+    def weights(checkpoint: Path | None = None) -> dict[str, torch.Tensor]:
+        seed_everything(3, verbose=False)
+        keep = ModelCheckpoint(tmp_path / str(checkpoint is None), "{step}", every_n_train_steps=1, save_top_k=-1)
+        module = task.module()
+        Trainer(max_epochs=2, callbacks=[keep], **options).fit(module, datamodule=task.data(), ckpt_path=checkpoint)
+        return module.state_dict()
+
+    whole = weights()
+    resumed = weights(tmp_path / f"True/step={stopped_at}.ckpt")
+    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
 
 
 def test_the_mean_loss_is_that_of_all_images_in_whatever_batches(scenes: tuple[str, str]) -> None:
