@@ -129,6 +129,7 @@ class Command(LightningCLI):
             check_head(config.model.head, labels.task, type(data).__name__)
             scale = {"target_mean": labels.mean, "target_std": labels.std}
             fill(config.model.head, task=labels.task, num_classes=labels.num_classes, **scale)
+            fill(config.model.backbone, num_items=labels.num_classes)
         super().instantiate_classes()
         self.datamodule = data
         if checkpoint is not None:

@@ -87,7 +87,7 @@ class FineTuner(LightningModule):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the head's prediction for a batch."""
-        return self.head(self.backbone(batch))
+        return self.head.predict_from(self.backbone(batch), batch)
 
     @property
     def prefix_inputs(self) -> frozenset[str]:
@@ -129,7 +129,7 @@ class FineTuner(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:  # noqa: ARG002
         """Return the loss of a batch."""
         features, target = self.head.judged(self.backbone(batch), batch["labels"])
-        loss = self.head.loss(self.head(features), target)
+        loss = self.head.loss(self.head.predict_from(features, batch), target)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["labels"]))
         return loss
 
@@ -257,7 +257,7 @@ class FineTuner(LightningModule):
 
     def _evaluate(self, stage: str, batch: Batch) -> None:
         features, target = self.head.judged(self.backbone(batch), batch["labels"])
-        prediction = self.head(features)
+        prediction = self.head.predict_from(features, batch)
         self._loss(stage).update(self.head.loss(prediction, target), weight=self.head.count(target))
         self._metrics(stage).update(*self.head.evaluated(prediction.float(), target, batch))
 

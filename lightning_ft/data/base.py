@@ -100,6 +100,10 @@ class FineTuningData(LightningDataModule, ABC):
     def collate(self) -> Callable[[list[Any]], Any]:
         """Return the function that makes a batch of a list of samples."""
 
+    def batch_size_of(self, part: Part) -> int:  # noqa: ARG002
+        """Return the samples a step of a part; here the same of all."""
+        return self.batch_size
+
     def lengths(self, samples: Any) -> Sequence[int] | None:  # noqa: ARG002
         """Return the tokens of each sample, shape (sample,), where batches are to be of similar length."""
         return None
@@ -273,11 +277,12 @@ class FineTuningData(LightningDataModule, ABC):
 
     def _loader(self, part: Part, epoch: int = 0, start_batch: int = 0) -> DataLoader:
         samples = self._samples[part]
+        batch_size = self.batch_size_of(part)
         strategy = None if self.trainer is None else self.trainer.strategy
         ranks: dict[str, int] = getattr(strategy, "distributed_sampler_kwargs", None) or {}
         sampler = EpochSampler(
             len(samples),
-            batch_size=self.batch_size,
+            batch_size=batch_size,
             lengths=None if part == "predict" or not len(samples) else self.lengths(samples),
             shuffle=part == "train",
             seed=self.seed,
@@ -290,7 +295,7 @@ class FineTuningData(LightningDataModule, ABC):
             samples.epoch, samples.seed = sampler.shared_epoch, self.seed
         return DataLoader(
             samples,
-            batch_size=self.batch_size,
+            batch_size=batch_size,
             sampler=sampler,
             collate_fn=self.collate(),
             num_workers=self.num_workers,

@@ -10,7 +10,16 @@ from typing import Any, Literal
 from lightning_ft.entities import NONE, are_entities, kinds_of, tag_names, to_iob2
 
 Task = Literal[
-    "multiclass", "multilabel", "regression", "entities", "tags", "causal", "masked", "detection", "segmentation"
+    "multiclass",
+    "multilabel",
+    "regression",
+    "entities",
+    "tags",
+    "causal",
+    "masked",
+    "segmentation",
+    "detection",
+    "recommendation",
 ]
 
 
@@ -21,7 +30,8 @@ class Labels:
     Attributes:
         task: ``"multiclass"`` (one class a sample), ``"multilabel"`` (any number), ``"regression"`` (a number),
             ``"entities"`` (a tag of IOB2 a word), ``"tags"`` (a class a word), ``"causal"`` (the next token),
-            ``"masked"`` (hidden tokens), ``"detection"`` (a class an object) or ``"segmentation"`` (a class a pixel).
+            ``"masked"`` (hidden tokens), ``"segmentation"`` (a class a pixel), ``"detection"`` (a class an object) or
+            ``"recommendation"`` (an item).
         names: Class names in the order of the prediction; empty where there are none.
         mean: Of a regression the mean of the targets; None otherwise.
         std: Of a regression their standard deviation, 1 where all are the same; None otherwise.
@@ -66,7 +76,7 @@ class Labels:
                 f"{where}: all {len(values)} rows have the label {next(iter(names), None)!r}; "
                 "a classifier needs at least two classes"
             )
-        return cls(task, tuple(sorted(names, key=_order)))
+        return cls(task, tuple(sorted(names, key=natural_order)))
 
     @property
     def num_classes(self) -> int:
@@ -140,7 +150,7 @@ def _names(value: Any) -> list[str]:
     return [_name(part) for part in (value if isinstance(value, list | tuple) else [value])]
 
 
-def _order(name: str) -> tuple[bool, float, str]:
+def natural_order(name: str) -> tuple[bool, float, str]:
     """Sort numbers by value before words by letter, so that class 10 comes after class 9."""
     try:
         return (False, float(name), name)

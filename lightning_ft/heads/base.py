@@ -18,12 +18,14 @@ class Head(nn.Module, ABC):
     Attributes:
         reads: The features that it reads.
         tasks: What the labels of its data may be.
+        inputs: Entries of a batch that ``forward`` takes beside the features, under their names.
         num_classes: Classes it tells apart; None where the task has none.
         main_metric: The metric that a person watches, one of those of ``metrics``.
     """
 
     reads: ClassVar[FeatureKind]
     tasks: ClassVar[tuple[str, ...]] = ()
+    inputs: ClassVar[tuple[str, ...]] = ()
     num_classes: int | None = None
     main_metric: str | None = None
 
@@ -34,6 +36,15 @@ class Head(nn.Module, ABC):
     def judged(self, features: Features, target: Tensor) -> tuple[Features, Tensor]:
         """Return what of a batch's features is to be predicted, and its target; here all of both."""
         return features, target
+
+    def predict_from(self, features: Features, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the prediction of a batch, from its features and what ``inputs`` names.
+
+        Args:
+            features: What the backbone made of the batch.
+            batch: The batch.
+        """
+        return self(features, **{name: batch[name] for name in self.inputs})
 
     @abstractmethod
     def loss(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -91,7 +102,7 @@ class Head(nn.Module, ABC):
             batch: The batch.
             label_names: Names of the classes, in their order; None where they have none.
         """
-        return self.decode(self(backbone(batch)), label_names, batch)
+        return self.decode(self.predict_from(backbone(batch), batch), label_names, batch)
 
     @classmethod
     def expect(cls, features: FeatureInfo) -> None:
