@@ -126,6 +126,7 @@ class InteractionsData(TextData):
         self.max_history = max_history
         self.num_negatives = num_negatives
         self.eval_batch_size = eval_batch_size
+        self._collator: HistoryCollator | None = None
 
     @cached_property
     def catalogue(self) -> Catalogue:
@@ -202,31 +203,39 @@ class InteractionsData(TextData):
         """Return the histories a step of a part."""
         return self.batch_size if part == "train" else self.eval_batch_size
 
+    def setup(self, stage: str) -> None:
+        """Read and check the parts of a stage, and the texts of the catalogue for this backbone."""
+        self._collator = None
+        super().setup(stage)
+
     def collate(self) -> HistoryCollator:
         """Return the function that makes a batch of histories.
 
         Raises:
             ValueError: If the backbone reads texts, and there are none.
         """
-        left = False
-        inputs: dict[str, Tensor] = {}
-        if self.tokenizer is not None or getattr(self._backbone(), "tokenizer", None) is not None:
-            if self.items_file is None:
-                raise ValueError(
-                    f"{type(self).__name__} needs items_file with the texts that {type(self._backbone()).__name__} "
-                    "reads; without texts the backbone ItemEmbedding learns items by their numbers"
-                )
-            tokenizer = self._tokenizer()
-            limit = self._limit(tokenizer)
-            encoded = tokenizer([*self.catalogue.texts], truncation=limit is not None, max_length=limit)
-            if num_cut := sum(bool(encoding.overflowing) for encoding in encoded.encodings or ()):
-                number = len(self.catalogue.texts)
-                rank_zero_info(
-                    f"items_file {self.items_file!r}: {num_cut} of {number} texts are longer than {limit} tokens; cut"
-                )
-            inputs = dict(tokenizer.pad({name: encoded[name] for name in NAMES}, return_tensors="pt"))
-            left = tokenizer.padding_side == "left"
-        return HistoryCollator(inputs, left=left, popularity=self.popularity)
+        if self._collator is None:
+            reads_texts = (self.tokenizer or getattr(self._backbone(), "tokenizer", None)) is not None
+            inputs, left = self._texts() if reads_texts else ({}, False)
+            self._collator = HistoryCollator(inputs, left=left, popularity=self.popularity)
+        return self._collator
+
+    def _texts(self) -> tuple[dict[str, Tensor], bool]:
+        """Return the tokens of all items, each of shape (item, token), and whether padding stands on the left."""
+        if self.items_file is None:
+            raise ValueError(
+                f"{type(self).__name__} needs items_file with the texts that {type(self._backbone()).__name__} reads; "
+                "without texts the backbone ItemEmbedding learns a vector an item"
+            )
+        tokenizer, texts = self._tokenizer(), self.catalogue.texts
+        limit = self._limit(tokenizer)
+        encoded = tokenizer([*texts], truncation=limit is not None, max_length=limit)
+        if num_cut := sum(bool(encoding.overflowing) for encoding in encoded.encodings or ()):
+            rank_zero_info(
+                f"items_file {self.items_file!r}: {num_cut} of {len(texts)} texts are longer than {limit} tokens; cut"
+            )
+        padded = tokenizer.pad({name: encoded[name] for name in NAMES}, return_tensors="pt")
+        return dict(padded), tokenizer.padding_side == "left"
 
     @cached_property
     def popularity(self) -> np.ndarray:
