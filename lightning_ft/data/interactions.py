@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_ft.data.base import Part
 from lightning_ft.data.catalogue import Catalogue
 from lightning_ft.data.histories import Histories, HistoryCollator
-from lightning_ft.data.interaction_table import held_out, interactions, merged, read_items
+from lightning_ft.data.interaction_table import held_out, interactions, merged, read_items, rows_of
 from lightning_ft.data.labels import Labels, natural_order
 from lightning_ft.data.texts import TextData
 from lightning_ft.ranking import SCORES, gains_of
@@ -161,7 +161,7 @@ class InteractionsData(TextData):
         """
         sizes = {part: self.split_sizes[part] for part in ("val", "test") if self.files[part] is None}
         rows = held_out(self._all["user"][:], sizes, self.place("train"))
-        return {cast("Part", part): self._all.select(chosen) for part, chosen in rows.items()}
+        return {cast("Part", part): rows_of(self._all, chosen) for part, chosen in rows.items()}
 
     @cached_property
     def _all(self) -> "Dataset":

@@ -171,7 +171,7 @@ def test_files_of_their_own_follow_the_histories_of_training(write: Any, caplog:
     assert "val.csv': 1 of 4 rows are earlier than what their user has in the files before it" in caplog.text
 
 
-def test_items_are_called_by_their_title_where_it_is_theirs_alone(write: Any) -> None:
+def test_items_are_called_by_their_title_where_it_is_theirs_alone() -> None:
     titles = {"1": "Alien", "2": "Emma", "3": "Emma", "4": "1"}
     catalogue = Catalogue.of(["1", "2", "9"], titles, titles)
     assert catalogue.names == ("Alien", "Emma (2)", "Emma (3)", "1 (4)", "9")
