@@ -11,9 +11,10 @@ from torch import Tensor
 from lightning_ft.data.base import Part
 from lightning_ft.data.catalogue import Catalogue
 from lightning_ft.data.histories import Histories, HistoryCollator
-from lightning_ft.data.interaction_table import held_out, interactions, merged, read_items, rows_of
+from lightning_ft.data.interaction_table import interactions, read_items, rows_of
 from lightning_ft.data.labels import Labels, natural_order
 from lightning_ft.data.texts import TextData
+from lightning_ft.data.time_split import held_out, merged
 from lightning_ft.ranking import SCORES, gains_of
 
 if TYPE_CHECKING:
@@ -217,7 +218,9 @@ class InteractionsData(TextData):
         if self._collator is None:
             reads_texts = (self.tokenizer or getattr(self._backbone(), "tokenizer", None)) is not None
             inputs, left = self._texts() if reads_texts else ({}, False)
-            self._collator = HistoryCollator(inputs, left=left, popularity=self.popularity)
+            # in evaluation nothing is drawn, and the training file may be gone
+            popularity = self.popularity if "train" in self._samples else np.zeros(len(self.catalogue.names))
+            self._collator = HistoryCollator(inputs, left=left, popularity=popularity)
         return self._collator
 
     def _texts(self) -> tuple[dict[str, Tensor], bool]:
@@ -239,10 +242,8 @@ class InteractionsData(TextData):
 
     @cached_property
     def popularity(self) -> np.ndarray:
-        """The share of each item in the rows of training, shape (item,); 0 without a training file."""
+        """The share of each item in the rows of training, shape (item,)."""
         number = len(self.catalogue.names)
-        if self.files["train"] is None:
-            return np.zeros(number)
         items = self.catalogue.encode(self.tables["train"]["item"][:], self.place("train"))
         return np.bincount(items, minlength=number) / len(items)
 
@@ -286,6 +287,8 @@ class InteractionsData(TextData):
             return
         if found.num_alone:
             rank_zero_info(f"{place}: {found.num_alone} rows come after no other of their user; left out of {part}")
+        if self.files["train"] is None:
+            return
         ranks = found.ranks(self.popularity)
         scores = ", ".join(
             f"{score}{'' if k is None else f'@{k}'} {gains_of(ranks, score, k).mean():.4f}" for score, k in SCORES

