@@ -9,14 +9,13 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_ft.data.labels import is_missing
-from lightning_ft.data.tables import READERS, check_columns, read_table
+from lightning_ft.data.tables import check_columns, read_table
 from lightning_ft.extras import require
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 NEEDED_BY = "InteractionsData"
-ATOMIC = {".inter": "csv", ".item": "csv"}
 
 
 def interactions(
@@ -37,7 +36,7 @@ def interactions(
         ValueError: If a column is missing, a time or rating is none, or no row is left.
     """
     place = f"{what} {file!r}"
-    table = read_rows(file, what)
+    table = read_table(file, what, NEEDED_BY)
     check_columns(table, columns, place)
     if min_rating is not None:
         check_columns(table, {"rating_column": rating_column}, place)
@@ -68,18 +67,6 @@ def interactions(
     return datasets.Dataset.from_dict(columns_kept)
 
 
-def read_rows(file: str, what: str) -> "Dataset":
-    """Return all rows of a file.
-
-    Names of columns in RecBole's files lose the type that stands behind them: ``user_id:token``
-    (https://recbole.io/docs/user_guide/data/atomic_files.html).
-    """
-    table = read_table(file, what, NEEDED_BY, readers={**READERS, **ATOMIC})
-    if Path(file).suffix.lower() not in ATOMIC:
-        return table
-    return table.rename_columns({name: name.partition(":")[0] for name in table.column_names})
-
-
 def read_items(file: str, item_column: str, text_columns: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
     """Return the title, and the whole text, of each item of a file, by its id; items without a text are left out.
 
@@ -92,7 +79,7 @@ def read_items(file: str, item_column: str, text_columns: Sequence[str]) -> tupl
         ValueError: If a column is missing, or an item stands there twice.
     """
     place = f"items_file {file!r}"
-    table = read_rows(file, "items_file")
+    table = read_table(file, "items_file", NEEDED_BY)
     check_columns(table, {"item_column": item_column}, place)
     for column in text_columns:
         check_columns(table, {"text_columns": column}, place)
