@@ -11,8 +11,8 @@ from lightning_ft.checkpoints import LastCheckpoint as LastCheckpoint
 from lightning_ft.data.base import FineTuningData as FineTuningData
 from lightning_ft.data.detection import DetectionData as DetectionData
 from lightning_ft.data.image_classification import ImageClassificationData as ImageClassificationData
-from lightning_ft.data.language_modeling import LanguageModelingData as LanguageModelingData
 from lightning_ft.data.interactions import InteractionsData as InteractionsData
+from lightning_ft.data.language_modeling import LanguageModelingData as LanguageModelingData
 from lightning_ft.data.sampler import EpochSampler as EpochSampler
 from lightning_ft.data.segmentation import SegmentationData as SegmentationData
 from lightning_ft.data.text_classification import TextClassificationData as TextClassificationData
@@ -26,8 +26,8 @@ from lightning_ft.heads.detection import DetectionHead as DetectionHead
 from lightning_ft.heads.image_classification import ImageClassificationHead as ImageClassificationHead
 from lightning_ft.heads.language_modeling import CausalLMHead as CausalLMHead
 from lightning_ft.heads.language_modeling import MaskedLMHead as MaskedLMHead
-from lightning_ft.heads.segmentation import SegmentationHead as SegmentationHead
 from lightning_ft.heads.recommendation import RecommendationHead as RecommendationHead
+from lightning_ft.heads.segmentation import SegmentationHead as SegmentationHead
 from lightning_ft.heads.sequence_classification import SequenceClassificationHead as SequenceClassificationHead
 from lightning_ft.heads.token_classification import TokenClassificationHead as TokenClassificationHead
 from lightning_ft.module import FineTuner as FineTuner

@@ -57,7 +57,7 @@ class Labels:
         """
         task = task or task_of(values)
         if task == "detection":
-            return cls(task, tuple(sorted({name for value in values for name in value}, key=_order)))
+            return cls(task, tuple(sorted({name for value in values for name in value}, key=natural_order)))
         if task in ("entities", "tags"):
             tags = {tag for value in values for tag in value}
             if task == "entities" and not are_entities(tags):
