@@ -16,6 +16,7 @@ from lightning_ft.data.coco import category_names, coco_document, read_coco, rea
 from lightning_ft.data.image_boxes import TileTransform
 from lightning_ft.data.image_check import unreadable_images
 from lightning_ft.data.image_folder import images_below, is_image
+from lightning_ft.data.image_transforms import data_config_of
 from lightning_ft.data.labels import Labels
 from lightning_ft.data.tiles import Objects, Tiles, collate_tiles, tiles_of
 from lightning_ft.data.voc import read_voc
@@ -154,7 +155,7 @@ class DetectionData(FineTuningData):
 
     def setup(self, stage: str) -> None:
         """Read, check and cut the images of a stage: ``fit``, ``validate``, ``test`` or ``predict``."""
-        config = self._data_config()
+        config = data_config_of(getattr(self.trainer, "lightning_module", None), type(self).__name__)
         for part in PARTS_OF_STAGE[stage]:
             self._transforms[part] = TileTransform(
                 mean=tuple(config["mean"]),
@@ -278,14 +279,3 @@ class DetectionData(FineTuningData):
             columns["boxes"] = [[list(box) for box in image.boxes] for image in images]
             columns["ignored"] = [list(image.ignored) for image in images]
         return datasets.Dataset.from_dict(columns)
-
-    def _data_config(self) -> Mapping[str, Any]:
-        module = getattr(self.trainer, "lightning_module", None)
-        config = getattr(getattr(module, "backbone", None), "data_config", None)
-        if config is not None:
-            return config
-        owner = "there is no trainer with a module" if module is None else f"{type(module).__name__} has none"
-        raise ValueError(
-            f"{type(self).__name__} takes size, mean and std from the module's backbone.data_config, but {owner}; "
-            "train a FineTuner with a TimmBackbone, or give your backbone such a dict with timm's keys"
-        )
