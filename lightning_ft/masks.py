@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-IGNORED = -100  # the class of a pixel that nobody judges, as torch's cross-entropy has it
+from lightning_ft.targets import IGNORED as IGNORED
+
 LOSSY = {".jpg", ".jpeg", ".jpe", ".jfif"}
 
 
