@@ -33,7 +33,8 @@ def plain_loop(
         for number, batch in enumerate(islice(data.train_dataloader(), steps)):
             if number == 0:
                 clock.begin()
-            loss = module.head.loss(module.head(module.backbone(batch)), batch["labels"])
+            features, target = module.head.judged(module.backbone(batch), batch["labels"])
+            loss = module.head.loss(module.head.predict_from(features, batch), target)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
