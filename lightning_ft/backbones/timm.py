@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_ft.backbones.base import Backbone
+from lightning_ft.backbones.lora import Adapters, load_adapted
 from lightning_ft.checkpoint_io import backbone_of, load_checkpoint, load_tensors
 from lightning_ft.extras import require
 from lightning_ft.features import FeatureInfo, MapFeatures
@@ -29,6 +30,8 @@ class TimmBackbone(Backbone):
         drop_rate: Dropout before the classifier's place, where the model has it.
         drop_path_rate: Stochastic depth.
         gradient_checkpointing: Whether to compute activations again in the backward pass instead of keeping them.
+        lora: Options of adapters by peft, as ``{r: 8}``, which are trained instead of the model's own weights; ``{}``
+            for peft's defaults, None for no adapters. From a run that had some, None merges them into the weights.
 
     Attributes:
         model: The timm model.
@@ -52,6 +55,7 @@ class TimmBackbone(Backbone):
         drop_rate: float = 0.0,
         drop_path_rate: float | None = None,
         gradient_checkpointing: bool = False,
+        lora: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         timm = require("timm", extra="vision", needed_by="TimmBackbone")
@@ -89,13 +93,16 @@ class TimmBackbone(Backbone):
                 raise ValueError(f"{str(run)!r} holds no TimmBackbone")
             if description["name"] != name:
                 raise ValueError(f"{str(run)!r} holds a backbone {description.get('name')!r}, not {name!r}")
-            if missing := sorted(self.state_dict().keys() - weights.keys()):
+            # a pyramid of a pooled run leaves its last layers out
+            missing = load_adapted(self, weights, description.get("lora"), lora)
+            if missing:
                 raise ValueError(
                     f"{str(run)!r} holds a pyramid of {name!r}, which lacks {missing[0]!r} of a pooled one"
                 )
-            # a pyramid of a pooled run leaves its last layers out
-            self.load_state_dict(weights, strict=False)
             self.data_config = description["data_config"]
+        elif lora is not None:
+            Adapters(self.model, lora, type(self).__name__)
+        self.lora = None if lora is None else dict(lora)
         if gradient_checkpointing:
             self.model.set_grad_checkpointing(True)
         self.features = self._feature_info()
@@ -115,7 +122,7 @@ class TimmBackbone(Backbone):
 
     def description(self) -> dict[str, Any]:
         """Return timm's name of the model, and what its images must be."""
-        return {"name": self.name, "data_config": self.data_config}
+        return {"name": self.name, "data_config": self.data_config, "lora": self.lora}
 
     @classmethod
     def rebuilt_from(cls, checkpoint: Path, init_args: Mapping[str, Any]) -> dict[str, Any]:

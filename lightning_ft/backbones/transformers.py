@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_ft.backbones.base import Backbone
 from lightning_ft.backbones.language_model import own_language_model, quiet
+from lightning_ft.backbones.lora import Adapters, load_adapted
 from lightning_ft.checkpoint_io import backbone_of, load_checkpoint
 from lightning_ft.extras import require
 from lightning_ft.features import FeatureInfo, Features, MapFeatures, TokenFeatures
@@ -38,6 +39,8 @@ class TransformersBackbone(Backbone):
         pretrained: Whether to load weights; False draws them anew for the model's config.
         gradient_checkpointing: Whether to compute activations again in the backward pass instead of keeping them.
         attn_implementation: transformers' attention, as in ``"sdpa"``; None for its default.
+        lora: Options of adapters by peft, as ``{r: 8}``, which are trained instead of the model's own weights; ``{}``
+            for peft's defaults, None for no adapters. From a run that had some, None merges them into the weights.
 
     Attributes:
         model: The transformers model.
@@ -60,6 +63,7 @@ class TransformersBackbone(Backbone):
         pretrained: bool = True,
         gradient_checkpointing: bool = False,
         attn_implementation: str | None = None,
+        lora: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.model: Any
@@ -81,7 +85,9 @@ class TransformersBackbone(Backbone):
                 self.tokenizer, _ = _preprocessing(transformers, folder, config)
             self.data_config = description["data_config"]
             self.model = _model(transformers, config, None, options, {})
-            self.load_state_dict(weights)
+            missing = load_adapted(self, weights, description.get("lora"), lora)
+            if missing:
+                raise ValueError(f"{str(checkpoint)!r} lacks {missing[0]!r} of its backbone")
         else:
             source, local = _look_up(source, name)
             self._origin |= {"source": source if pretrained else None, "local": local}
@@ -96,6 +102,9 @@ class TransformersBackbone(Backbone):
             except (OSError, ValueError, SafetensorError) as error:
                 kind = FileNotFoundError if isinstance(error, OSError) else ValueError
                 raise kind(f"cannot load the backbone {name!r}: {str(error).splitlines()[0]}") from error
+        if lora is not None and checkpoint is None:
+            Adapters(self.model, lora, type(self).__name__)
+        self.lora = None if lora is None else dict(lora)
         if gradient_checkpointing:
             # the other kind, reentrant, loses gradients where its input needs none: above a frozen part
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -145,7 +154,7 @@ class TransformersBackbone(Backbone):
                     file.name: torch.from_numpy(np.frombuffer(file.read_bytes(), dtype=np.uint8).copy())
                     for file in sorted(Path(folder).iterdir())
                 }
-        return {"files": self._files, "data_config": self.data_config}
+        return {"files": self._files, "data_config": self.data_config, "lora": self.lora}
 
     @classmethod
     def rebuilt_from(cls, checkpoint: Path, init_args: Mapping[str, Any]) -> dict[str, Any]:
