@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from lightning_ft.data.prompts import prompt_of
+
 
 class SampleGenerations(Callback):
     """Writes what the model makes of some prompts into ``generations.jsonl`` in the run's folder, and to TensorBoard.
@@ -32,6 +34,17 @@ class SampleGenerations(Callback):
         """Raise unless the module can go on with a prompt."""
         if getattr(getattr(pl_module, "head", None), "tasks", None) != ("causal",):
             raise ValueError("SampleGenerations goes with a FineTuner that has a CausalLMHead")
+        module: Any = pl_module
+        limit = module.backbone.max_length
+        for prompt, ids in zip(self.prompts, self._encoded(module), strict=True):
+            if limit is not None and len(ids) >= limit:
+                raise ValueError(
+                    f"SampleGenerations: the prompt {prompt[:40]!r} has {len(ids)} tokens, but the model takes {limit}"
+                )
+
+    def _encoded(self, module: Any) -> list[list[int]]:
+        tokenizer = module.backbone.tokenizer
+        return [prompt_of(ids, tokenizer) for ids in tokenizer(self.prompts)["input_ids"]]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on with the prompts."""
@@ -39,7 +52,8 @@ class SampleGenerations(Callback):
             return
         module: Any = pl_module
         tokenizer = module.backbone.tokenizer
-        encoded = tokenizer(self.prompts, return_tensors="pt", padding=True, padding_side="left").to(module.device)
+        rows = {"input_ids": self._encoded(module)}
+        encoded = tokenizer.pad(rows, return_tensors="pt", padding_side="left").to(module.device)
         with torch.random.fork_rng(), torch.no_grad():  # a draw here must not move those of the training
             rows = module.head.predict(module.backbone, encoded, None)
         texts = [row["prediction"] for row in rows]

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from lightning_ft.backbones.base import Backbone
 from lightning_ft.features import FeatureInfo
@@ -102,6 +102,13 @@ class FineTuner(LightningModule):
         if any(id(parameter) not in tied for parameter in self.head.parameters()):
             layout["head"] = ["head"]
         return layout
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FineTuner":
+        """Convert the parameters; sums of metrics stay in 32 bits: in bfloat16 they would soon stop growing."""
+        super()._apply(fn, recurse)
+        for metric in (module for module in self.modules() if isinstance(module, Metric)):
+            metric.set_dtype(torch.float32)
+        return self
 
     def setup(self, stage: str) -> None:
         """Take the label names from the data, and compile where asked.

@@ -164,12 +164,30 @@ class TransformersBackbone(Backbone):
     def _language_model(self, kind: str) -> nn.Module:
         """Return what a language model does behind its last hidden states, see FeatureInfo."""
         transformers = require("transformers", extra="text", needed_by="TransformersBackbone")
-        self._keeps_apart()  # now, and not within a pass that somebody watches
+        if kind == "causal":
+            if self._sees_ahead():
+                raise ValueError(f"{self._origin['name']!r} is no causal language model: its tokens see what follows")
+            self._keeps_apart()  # now, and not within a pass that somebody watches
         return own_language_model(transformers, self.model, kind, **self._origin)
+
+    @torch.no_grad()
+    def _sees_ahead(self) -> bool:
+        """Find out whether the states of tokens change with the one behind them."""
+        options = {"use_cache": False} if "use_cache" in self._accepted else {}
+        device, training = next(self.model.parameters()).device, self.model.training
+        self.model.eval()
+        first, second = (
+            self.model(input_ids=torch.tensor([[4, 5, last]], device=device), **options).last_hidden_state[:, :2]
+            for last in (6, 7)
+        )
+        self.model.train(training)
+        return not torch.equal(first, second)
 
     @torch.no_grad()
     def _keeps_apart(self) -> bool:
         """Find out, once, whether the model keeps texts apart that are packed into a row: the second is read twice."""
+        if "position_ids" not in self._accepted:
+            return False
         if self._keeps_packed_apart is None:
             device = next(self.model.parameters()).device
             options = {"use_cache": False} if "use_cache" in self._accepted else {}

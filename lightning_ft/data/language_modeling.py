@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_ft.data.base import Part
 from lightning_ft.data.labels import Labels, is_missing
 from lightning_ft.data.masking import MaskedRows
-from lightning_ft.data.prompts import JudgedText, chat, chat_prompt, check_messages, completed, plain
+from lightning_ft.data.prompts import JudgedText, chat, chat_prompt, check_messages, completed, plain, prompt_of
 from lightning_ft.data.tables import check_columns, filtered, read_table
 from lightning_ft.data.texts import TextData, read_texts
 from lightning_ft.data.token_rows import TokenRow, pack, windows
@@ -49,7 +49,7 @@ class LanguageModelingData(TextData):
         messages_column: Column of conversations, lists of turns with ``role`` and ``content``: written by the
             tokenizer's chat template, and judged is what the assistant says.
         max_length: Tokens of a row; None for what the model takes, 1,024 at most.
-        overlap: Tokens that a window sees of the one before it, and does not judge again.
+        overlap: Tokens that a window sees of the one before it, and does not judge again; None for 1; causal only.
         packing: Whether short texts share rows, each blind to the others; causal only.
         mask_share: Share of the tokens that are hidden; masked only.
         val_size: Texts held out for validation: a share below 1, or a number of texts.
@@ -82,7 +82,7 @@ class LanguageModelingData(TextData):
         completion_column: str | None = None,
         messages_column: str | None = None,
         max_length: int | None = None,
-        overlap: int = 1,
+        overlap: int | None = None,
         packing: bool = True,
         mask_share: float = 0.15,
         val_size: float = 0.1,
@@ -110,8 +110,10 @@ class LanguageModelingData(TextData):
             raise ValueError("messages_column and prompt_column: give one of them")
         if objective == "masked" and (messages_column or prompt_column):
             raise ValueError("a masked language model reads texts: give text_column")
-        if overlap < 1:
+        if overlap is not None and overlap < 1:
             raise ValueError(f"expected overlap to be at least 1 token, but got {overlap}")
+        if overlap is not None and objective == "masked":
+            raise ValueError("overlap has an effect on causal language models only")
         if not 0 < mask_share < 1:
             raise ValueError(f"expected mask_share to be between 0 and 1, but got {mask_share}")
         self.objective = objective
@@ -120,7 +122,7 @@ class LanguageModelingData(TextData):
         self.prompt_column = prompt_column
         self.completion_column = completion_column
         self.messages_column = messages_column
-        self.overlap = overlap
+        self.overlap = overlap or 1
         self.packing = packing
         self.mask_share = mask_share
         self.bucket = bucket
@@ -144,6 +146,7 @@ class LanguageModelingData(TextData):
         columns = self._columns(part)
         check_columns(table, columns, place)
         if part == "predict":
+            self._check_conversations(table, place)
             return table
         table = filtered(table, self.where, place)
         # what is completed may be nothing
@@ -152,8 +155,7 @@ class LanguageModelingData(TextData):
         if len(rows) < len(table):
             rank_zero_info(f"{place}: {len(table) - len(rows)} of {len(table)} rows have no text; dropped")
             table = table.select(rows)
-        for row, messages in enumerate(table[self.messages_column] if self.messages_column else ()):
-            check_messages(messages, place, row)
+        self._check_conversations(table, place, trains=True)
         return table
 
     def samples(self, part: Part, table: "Dataset", targets: Sequence[Any] | None) -> Any:  # noqa: ARG002
@@ -164,7 +166,7 @@ class LanguageModelingData(TextData):
         """
         tokenizer = self._tokenizer()
         if part == "predict":
-            return [{"input_ids": ids} for ids in self._prompts(tokenizer, table)]
+            return [{"input_ids": ids} for ids in self._fitting(self._prompts(tokenizer, table), tokenizer)]
         limit = self.max_length or LONGEST
         limit = min(limit, self._limit(tokenizer) or limit)
         if self.objective == "masked":
@@ -185,9 +187,12 @@ class LanguageModelingData(TextData):
             rank_zero_info(
                 f"{self.place(part)}: {num_long} of {num_texts} texts are longer than {limit} tokens; cut into windows"
             )
-        if self.packing:
-            rows = pack(rows, limit)
-        return [{"input_ids": row.input_ids, "labels": row.labels, "position_ids": row.position_ids} for row in rows]
+        if not self.packing:
+            return [{"input_ids": row.input_ids, "labels": row.labels} for row in rows]
+        return [
+            {"input_ids": row.input_ids, "labels": row.labels, "position_ids": row.position_ids}
+            for row in pack(rows, limit)
+        ]
 
     def lengths(self, samples: Any) -> Sequence[int] | None:
         """Return the tokens of each row; None where batches are not to be bucketed."""
@@ -196,7 +201,11 @@ class LanguageModelingData(TextData):
 
     def collate(self) -> "RowCollator":
         """Return the function that pads a batch to its longest row."""
-        return RowCollator(self._tokenizer())
+        return RowCollator(self._tokenizer(), prompts_left=self.objective == "causal")
+
+    def _check_conversations(self, table: "Dataset", place: str, *, trains: bool = False) -> None:
+        for row, messages in enumerate(table[self.messages_column] if self.messages_column else ()):
+            check_messages(messages, place, row, trains=trains)
 
     def _columns(self, part: Part) -> dict[str, str]:
         if self.messages_column is not None:
@@ -222,12 +231,23 @@ class LanguageModelingData(TextData):
             return tokenizer(texts, add_special_tokens=False)["input_ids"]
         texts = ["" if is_missing(cell) else str(cell) for cell in table[self.prompt_column or self.text_column]]
         ids = tokenizer(texts)["input_ids"]
-        start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-        return [prompt or [start] for prompt in ids]
+        return [prompt_of(row, tokenizer) for row in ids] if self.objective == "causal" else ids
+
+    def _fitting(self, prompts: list[list[int]], tokenizer: Any) -> list[list[int]]:
+        """Return rows to predict, none of which is longer than the model takes."""
+        limit = self._limit(tokenizer)
+        for row, ids in enumerate(prompts):
+            if limit is not None and len(ids) > limit:
+                raise ValueError(
+                    f"{self.place('predict')}, row {row + 1}: {len(ids)} tokens, but the model takes {limit}; cut it"
+                )
+        return prompts
 
     def _masked(self, part: Part, tokenizer: Any, table: "Dataset", limit: int) -> MaskedRows:
         if tokenizer.mask_token_id is None:
             raise ValueError(f"{type(tokenizer).__name__} has no mask_token: objective: masked needs a model as BERT")
+        if limit <= tokenizer.num_special_tokens_to_add():
+            raise ValueError(f"max_length={limit} leaves no room beside the tokens that the tokenizer adds")
         encoded = tokenizer(
             [str(text) for text in table[self.text_column]],
             truncation=True,
@@ -246,20 +266,22 @@ class LanguageModelingData(TextData):
 
 
 class RowCollator:
-    """Pads rows to the longest of their batch: on the right, prompts on the left.
+    """Pads rows to the longest of their batch, on the right.
 
     Args:
         tokenizer: The tokenizer, for its pad token.
+        prompts_left: Whether rows to predict are padded on the left: a text goes on at its end.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, prompts_left: bool) -> None:
+        self.prompts_left = prompts_left
         padding = tokenizer.pad_token_id
         self.fill = {"input_ids": tokenizer.eos_token_id if padding is None else padding, "labels": IGNORED}
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return tensors of shape (row, token), and an ``attention_mask`` with 1 at tokens."""
         length = max(len(row["input_ids"]) for row in rows)
-        left = "labels" not in rows[0]
+        left = self.prompts_left and "labels" not in rows[0]
         batch = {}
         for name in ("attention_mask", *(name for name in rows[0] if name != "attention_mask")):
             found = torch.full((len(rows), length), self.fill.get(name, 0))

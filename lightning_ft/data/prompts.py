@@ -39,8 +39,10 @@ class JudgedText:
                 start < stop and any(start < last and stop > first for first, last in spans)
                 for start, stop in encoded["offset_mapping"]
             ]
-        if self.templated or (ids and ids[-1] == tokenizer.eos_token_id):
+        if self.templated:
             return ids, judged
+        if ids and ids[-1] == tokenizer.eos_token_id:
+            return ids, [*judged[:-1], True]
         return [*ids, tokenizer.eos_token_id], [*judged, True]
 
 
@@ -87,25 +89,44 @@ def chat_prompt(messages: Sequence[Mapping[str, str]], tokenizer: Any) -> str:
     return _rendered(tokenizer, messages, add_generation_prompt=True)
 
 
-def check_messages(messages: Any, place: str, row: int) -> None:
+def check_messages(messages: Any, place: str, row: int, *, trains: bool) -> None:
     """Raise unless a cell is a conversation with something to learn from.
 
     Args:
         messages: The cell.
         place: The file, for messages.
         row: The row, from 0.
+        trains: Whether the assistant must say something in it.
 
     Raises:
         ValueError: If it is none, with the row.
     """
     turns = messages if isinstance(messages, list) else [messages]
-    if not turns or not all(isinstance(turn, Mapping) and {"role", "content"} <= turn.keys() for turn in turns):
+    if not turns or not all(
+        isinstance(turn, Mapping) and turn.get("role") and turn.get("content") is not None for turn in turns
+    ):
         raise ValueError(
             f"{place}, row {row + 1}: expected a list of turns with role and content, but got {messages!r}"
         )
+
+    if trains and not any(turn["role"] == "assistant" for turn in turns):
+        raise ValueError(f"{place}, row {row + 1}: the assistant says nothing, so that there is nothing to learn")
+
+
+def prompt_of(ids: list[int], tokenizer: Any) -> list[int]:
+    """Return the tokens of a prompt: without an end that the tokenizer has put behind it, and with a start at least."""
+    if ids and ids[-1] == tokenizer.eos_token_id:
+        ids = ids[:-1]
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return ids or [start]
 
 
 def _rendered(tokenizer: Any, messages: Sequence[Mapping[str, str]], **options: Any) -> str:
     if not messages:
         return ""
-    return tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+    from jinja2 import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(list(messages), tokenize=False, **options)
+    except TemplateError as error:
+        raise ValueError(f"the tokenizer's chat template refuses a conversation: {error}") from error

@@ -86,8 +86,12 @@ class ClassificationHead(Head):
         self.num_classes = num_classes
         self.main_metric = "r2" if self.task == "regression" else "accuracy"
         self.label_smoothing = label_smoothing
-        self.target_mean = target_mean or 0.0
-        self.target_std = target_std or 1.0
+        # kept in the checkpoint: without them the weights mean nothing
+        keeps = self.task == "regression"
+        self.register_buffer("target_mean", torch.tensor(target_mean or 0.0), persistent=keeps)
+        self.register_buffer("target_std", torch.tensor(target_std or 1.0), persistent=keeps)
+        self.target_mean: Tensor
+        self.target_std: Tensor
         weights = None if class_weights is None else torch.tensor([float(weight) for weight in class_weights])
         self.register_buffer("class_weights", weights, persistent=False)
         self.class_weights: Tensor | None

@@ -103,7 +103,7 @@ class CausalLMHead(LanguageModelingHead):
     Args:
         features: What the backbone gives.
         label_smoothing: Share of the target spread over the vocabulary.
-        max_new_tokens: Tokens that ``predict`` adds to a prompt, at most.
+        max_new_tokens: Tokens that ``predict`` adds to a prompt, at most, while the model has room.
         temperature: Above 0, each token is drawn, the likelier the higher its logit over this; 0: the likeliest.
         top_p: Tokens are drawn from the fewest whose probabilities together reach this share (Holtzman et al. 2020,
             arXiv:1904.09751).
@@ -162,19 +162,38 @@ class CausalLMHead(LanguageModelingHead):
             label_names: Not used.
         """
         parts: Any = backbone
-        drawn = {"temperature": self.temperature, "top_p": self.top_p} if self.temperature else {}
+        # transformers would keep to the 50 likeliest
+        drawn = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0} if self.temperature else {}
+        room = self.max_new_tokens
+        if parts.max_length is not None:
+            room = min(room, parts.max_length - batch["input_ids"].shape[1])
+        if room < 1:
+            raise ValueError(
+                f"a prompt of {batch['input_ids'].shape[1]} tokens leaves no room: the model takes no more"
+            )
         tokens = self.language_model.generate(
             parts.model,
             input_ids=batch["input_ids"],
             attention_mask=batch["attention_mask"],
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=room,
             do_sample=bool(self.temperature),
             pad_token_id=parts.tokenizer.pad_token_id,
-            eos_token_id=parts.tokenizer.eos_token_id,
+            eos_token_id=_ends(parts.tokenizer),
             **drawn,
         )
         added = tokens[:, batch["input_ids"].shape[1] :]
         return [{"prediction": text} for text in parts.tokenizer.batch_decode(added, skip_special_tokens=True)]
+
+
+def _ends(tokenizer: Any) -> list[int]:
+    """Return the tokens that end a text: the tokenizer's own, and that behind a turn in its chat template."""
+    ends = [tokenizer.eos_token_id]
+    if tokenizer.chat_template:
+        turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+        _, _, behind = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("y")
+        first = tokenizer(behind, add_special_tokens=False)["input_ids"][:1]
+        ends += [token for token in first if token in tokenizer.all_special_ids]
+    return [*dict.fromkeys(ends)]
 
 
 class MaskedLMHead(LanguageModelingHead):

@@ -188,6 +188,7 @@ def test_what_is_hidden_follows_from_seed_epoch_and_row_and_validation_hides_the
         ({"prompt_column": "a", "completion_column": "b", "messages_column": "c"}, "give one of them"),
         ({"objective": "masked", "messages_column": "c"}, "a masked language model reads texts"),
         ({"overlap": 0}, "expected overlap to be at least 1 token, but got 0"),
+        ({"overlap": 2, "objective": "masked"}, "overlap has an effect on causal language models only"),
         ({"mask_share": 1.0}, "expected mask_share to be between 0 and 1, but got 1.0"),
         ({"max_length": 8, "overlap": 8}, "overlap=8 leaves nothing new of windows of 8 tokens"),
         ({"max_length": 65}, "max_length=65 is more than the 64 tokens that the model takes"),
@@ -205,10 +206,79 @@ def test_what_cannot_be_is_said(tmp_path: Path, gpt2: Any, options: dict[str, An
 def test_a_conversation_that_is_none_is_named_by_its_row(tmp_path: Path, gpt2: Any) -> None:
     gpt2.chat_template = TEMPLATE
     file = tmp_path / "chats.jsonl"
-    good = [{"role": "user", "content": "the film"}]
+    good = [{"role": "user", "content": "the film"}, {"role": "assistant", "content": "is good"}]
     file.write_text(json.dumps({"turns": good}) + "\n" + json.dumps({"turns": [{"role": "user"}]}) + "\n")
     with pytest.raises(ValueError, match="row 2: expected a list of turns with role and content"):
         rows(file, tokenizer=gpt2, messages_column="turns")
+
+
+@pytest.mark.parametrize(
+    ("turns", "said"),
+    [
+        ([{"role": "user", "content": None}], "row 1: expected a list of turns with role and content"),
+        ([{"role": "user", "content": "the film"}], "row 1: the assistant says nothing"),
+    ],
+)
+def test_a_conversation_that_teaches_nothing_is_named(
+    tmp_path: Path, gpt2: Any, turns: list[dict[str, Any]], said: str
+) -> None:
+    gpt2.chat_template = TEMPLATE
+    file = tmp_path / "chats.jsonl"
+    file.write_text(json.dumps({"turns": turns}) + "\n")
+    with pytest.raises(ValueError, match=said):
+        rows(file, tokenizer=gpt2, messages_column="turns")
+
+
+def test_a_template_that_refuses_a_conversation_says_so(tmp_path: Path, gpt2: Any) -> None:
+    gpt2.chat_template = "{{ raise_exception('no system turns') }}"
+    file = tmp_path / "chats.jsonl"
+    file.write_text(json.dumps({"turns": [{"role": "assistant", "content": "is good"}]}) + "\n")
+    with pytest.raises(ValueError, match="chat template refuses a conversation: no system turns"):
+        rows(file, tokenizer=gpt2, messages_column="turns")
+
+
+def test_a_row_to_predict_that_the_model_cannot_take_is_named(tmp_path: Path, gpt2: Any) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("the film\n\n" + "good " * 100)
+    found = LanguageModelingData(predict_file=str(file), tokenizer=gpt2)
+    with pytest.raises(ValueError, match=r"row 2: .* tokens, but the model takes 64"):
+        found.setup("predict")
+
+
+def ending(tokenizer: Any) -> Any:
+    """Let a tokenizer put the end behind each text itself, as some do."""
+    from tokenizers.processors import TemplateProcessing
+
+    end = (tokenizer.eos_token, tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {end[0]}", special_tokens=[end])
+    return tokenizer
+
+
+def test_an_end_that_the_tokenizer_writes_is_judged_once_and_no_part_of_a_prompt(tmp_path: Path, gpt2: Any) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(json.dumps({"question": "the film", "answer": " is good"}) + "\n")
+    columns = {"prompt_column": "question", "completion_column": "answer"}
+    (without,) = rows(file, tokenizer=gpt2, **columns)
+    tokenizer = ending(gpt2)
+    (row,) = rows(file, tokenizer=tokenizer, **columns)
+    assert row == without
+    asked = LanguageModelingData(predict_file=str(file), tokenizer=tokenizer, **columns)
+    asked.setup("predict")
+    assert tokenizer.decode(asked._samples["predict"][0]["input_ids"]) == "the film"
+
+
+def test_texts_with_gaps_are_padded_on_the_right(tmp_path: Path) -> None:
+    file = tmp_path / "gaps.txt"
+    file.write_text("the [MASK]\n\nthe film is very [MASK]")
+    found = LanguageModelingData(predict_file=str(file), tokenizer=BERT, objective="masked")
+    found.setup("predict")
+    (batch,) = found.predict_dataloader()
+    assert batch["attention_mask"][:, 0].tolist() == [1, 1]
+    assert batch["attention_mask"][0, -1] == 0
+
+
+def test_without_packing_nothing_says_that_texts_are_packed(texts: Path, gpt2: Any) -> None:
+    assert "position_ids" not in rows(texts, tokenizer=gpt2, packing=False)[0]
 
 
 def test_a_file_without_texts_is_named(tmp_path: Path, gpt2: Any) -> None:

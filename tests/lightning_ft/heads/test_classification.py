@@ -316,3 +316,13 @@ def test_an_untrained_regression_predicts_around_the_mean_and_its_loss_is_in_uni
 def test_a_scale_that_cannot_be_is_said(options, said):
     with pytest.raises(ValueError, match=said):
         SequenceClassificationHead(FeatureInfo(16, "tokens"), **options)
+
+
+def test_the_scale_of_a_regression_is_in_its_checkpoint():
+    features = FeatureInfo(16, "tokens")
+    head = SequenceClassificationHead(features, task="regression", target_mean=40.0, target_std=10.0)
+    assert {"target_mean", "target_std"} <= head.state_dict().keys()
+    other = SequenceClassificationHead(features, task="regression", target_mean=0.0, target_std=1.0)
+    other.load_state_dict(head.state_dict())
+    assert (other.target_mean.item(), other.target_std.item()) == (40.0, 10.0)
+    assert "target_mean" not in SequenceClassificationHead(features, num_classes=2).state_dict()

@@ -1,5 +1,6 @@
 """The heads of language models: exactly the model that transformers has, with packed texts blind to one another."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ MASKED = {
 MODELS = {name: (*made, CausalLMHead) for name, made in CAUSAL.items()} | {
     name: (*made, MaskedLMHead) for name, made in MASKED.items()
 }
-IDS = torch.randint(5, 400, (2, 9), generator=torch.Generator().manual_seed(0))
+IDS = torch.randint(5, 300, (2, 9), generator=torch.Generator().manual_seed(0))
 BATCH = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
 
 
@@ -163,6 +164,40 @@ def test_each_parameter_is_in_one_block_the_tied_matrix_with_the_embeddings(tiny
 def test_options_out_of_range_are_said(tiny_gpt2: Path, options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         CausalLMHead(TransformersBackbone(str(tiny_gpt2)).features, **options)
+
+
+def test_a_trunk_whose_tokens_see_what_follows_is_no_causal_model(tiny_gpt2: Path, tmp_path: Path) -> None:
+    saved("bert", tiny_gpt2, tmp_path)
+    with pytest.raises(ValueError, match="is no causal language model: its tokens see what follows"):
+        CausalLMHead(TransformersBackbone(str(tmp_path)).features)
+
+
+def test_sums_of_metrics_keep_growing_in_bfloat16(tiny_gpt2: Path) -> None:
+    module = FineTuner(TransformersBackbone(str(tiny_gpt2)), CausalLMHead).to(torch.bfloat16)
+    for _ in range(1000):
+        module.losses["val"].update(5.5, weight=6)
+    assert module.losses["val"].compute().item() == pytest.approx(5.5)
+    assert next(module.parameters()).dtype == torch.bfloat16
+
+
+def test_drawn_tokens_come_from_the_whole_vocabulary(tiny_gpt2: Path) -> None:
+    torch.manual_seed(0)
+    module = FineTuner(
+        TransformersBackbone(str(tiny_gpt2)), partial(CausalLMHead, temperature=50.0, max_new_tokens=50)
+    ).eval()
+    rows = module.head.predict(
+        module.backbone, {name: value[:, :2].repeat(20, 1) for name, value in BATCH.items()}, None
+    )
+    tokens: Any = module.backbone.tokenizer([row["prediction"] for row in rows])["input_ids"]
+    assert len({token for row in tokens for token in row}) > 100
+
+
+def test_a_prompt_leaves_room_for_what_the_model_can_take(tiny_gpt2: Path) -> None:
+    module = FineTuner(TransformersBackbone(str(tiny_gpt2)), CausalLMHead).eval()  # 64 tokens and no more
+    module.head.predict(module.backbone, BATCH, None)
+    whole = {name: value[:, :1].repeat(1, 64) for name, value in BATCH.items()}
+    with pytest.raises(ValueError, match="a prompt of 64 tokens leaves no room"):
+        module.head.predict(module.backbone, whole, None)
 
 
 def test_a_backbone_that_is_no_such_model_is_refused(tiny_gpt2: Path) -> None:
