@@ -61,8 +61,8 @@ TEXTS = [f"to-full/{tool}" for tool in TOOLS] + [f"never-full/{tool}" for tool i
 IMAGES = [f"images/{tool}" for tool in TOOLS]
 FASHION = "/usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte.gz"  # 10,000 images
 SIZE = 64  # [pixel] that they are enlarged to
-# The best of a grid for training all, and of 1, 7 and 10 thousandths for the phases, whose last one, of all layers, comes
-# when the schedule has fallen to a tenth.
+# The best of a grid for training all, and of 1, 7 and 10 thousandths for the phases, whose last one, of all layers,
+# comes when the schedule has fallen to a tenth.
 RATES = dict.fromkeys(("full", "lightning"), 1e-3) | dict.fromkeys(("scheduler", "uncached", "cached"), 7e-3)
 HEADS = [f"{texts}/{tool}" for texts in HEAD_GOALS for tool in ("uncached", "cached")]
 
