@@ -178,15 +178,19 @@ class CausalLMHead(LanguageModelingHead):
             max_new_tokens=room,
             do_sample=bool(self.temperature),
             pad_token_id=parts.tokenizer.pad_token_id,
-            eos_token_id=_ends(parts.tokenizer),
+            eos_token_id=ends_of(parts.tokenizer),
             **drawn,
         )
         added = tokens[:, batch["input_ids"].shape[1] :]
         return [{"prediction": text} for text in parts.tokenizer.batch_decode(added, skip_special_tokens=True)]
 
 
-def _ends(tokenizer: Any) -> list[int]:
-    """Return the tokens that end a text: the tokenizer's own, and that behind a turn in its chat template."""
+def ends_of(tokenizer: Any) -> list[int]:
+    """Return the tokens that end a text: the tokenizer's own, and that behind a turn in its chat template.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+    """
     ends = [tokenizer.eos_token_id]
     if tokenizer.chat_template:
         turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]

@@ -21,8 +21,9 @@ from transformers import (
     OPTForCausalLM,
 )
 
-from lightning_ft import CausalLMHead, FeatureInfo, FineTuner, MaskedLMHead, TransformersBackbone
+from lightning_ft import CausalLMHead, FeatureInfo, FineTuner, MaskedLMHead, SampleGenerations, TransformersBackbone
 from lightning_ft.features import TokenFeatures
+from lightning_ft.heads.language_modeling import ends_of
 from lightning_ft.targets import IGNORED
 from lightning_ft_callbacks import BlockMap
 
@@ -205,3 +206,19 @@ def test_a_backbone_that_is_no_such_model_is_refused(tiny_gpt2: Path) -> None:
         MaskedLMHead(TransformersBackbone(str(tiny_gpt2)).features)
     with pytest.raises(ValueError, match="CausalLMHead needs a pretrained language model, and this backbone is none"):
         CausalLMHead(FeatureInfo(8, "tokens"))
+
+
+def test_what_the_template_puts_behind_a_turn_ends_a_text(tiny_gpt2: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_gpt2)
+    assert ends_of(tokenizer) == [tokenizer.eos_token_id]
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
+    tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}<turn>{% endfor %}"
+    assert ends_of(tokenizer) == [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<turn>")]
+
+
+def test_a_sample_prompt_without_room_is_refused_before_the_first_step(tiny_gpt2: Path) -> None:
+    module: Any = FineTuner(TransformersBackbone(str(tiny_gpt2)), CausalLMHead)
+    trainer: Any = None
+    SampleGenerations(["the film"]).setup(trainer, module, "fit")
+    with pytest.raises(ValueError, match=r"SampleGenerations: the prompt 'good good .* but the model takes 64"):
+        SampleGenerations(["good " * 100]).setup(trainer, module, "fit")
