@@ -77,7 +77,7 @@ def masked(folder: Path) -> Made:  # noqa: ARG001
 def segmentation(folder: Path) -> Made:  # noqa: ARG001
     """Tissues in slices of a brain."""
     tissues = {"grey_matter": BRAIN.format("gm"), "white_matter": BRAIN.format("wm")}
-    data = ft.SegmentationData(BRAIN.format("t1"), tissues, image_size=96, batch_size=4)
+    data = ft.SegmentationData(BRAIN.format("t1"), train_masks=tissues, image_size=96, batch_size=4)
     return pyramid(ft.SegmentationHead, num_classes=3), data
 
 
@@ -106,6 +106,7 @@ def main() -> None:
     table = Table("task", "step of a plain loop", "plain loop / lightning-ft", "by processor time", f"goal {GOAL}")
     for name in options.only:
         seconds, wall, cpu = measured(TASKS[name], options)
+        print(f"{name}: {seconds:.3f} s, {wall:.3f}, {cpu:.3f}", file=sys.stderr, flush=True)
         table.add_row(name, f"{seconds:.3f} s", f"{wall:.3f}", f"{cpu:.3f}", "holds" if wall >= GOAL else "short")
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 
