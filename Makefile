@@ -32,6 +32,9 @@ benchmarks: $(INSTALLED)
 	$(BIN)/python tests/benchmarks/unfreezing_speed.py
 	$(BIN)/python tests/benchmarks/unfreezing.py
 	$(BIN)/python tests/benchmarks/plan_memory.py
+	$(BIN)/python tests/benchmarks/packing.py
+	$(BIN)/python tests/benchmarks/task_speed.py
+	$(BIN)/python tests/benchmarks/baselines.py
 
 # Other tools stay out of the environment that the tests run in; what both need is seen, not installed twice.
 conformance: $(CONFORMANCE)/installed
