@@ -15,7 +15,7 @@ demo: $(INSTALLED)
 	@echo '  $(BIN)/lightning-ft predict --run last --data.predict_file new.csv'
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
