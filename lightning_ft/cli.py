@@ -16,7 +16,7 @@ from lightning_ft.checkpoint_io import AtomicCheckpointIO, load_checkpoint
 from lightning_ft.checkpoints import BestCheckpoint, LastCheckpoint
 from lightning_ft.config_errors import CLOSE, OPEN, explain
 from lightning_ft.metrics_csv import MetricsCSV, steps_logged
-from lightning_ft.module import FineTuner, check_same_model
+from lightning_ft.module import FineTuner
 from lightning_ft.predictions import PredictionWriter
 from lightning_ft.recipe import build_data, check_head, fill, move_optimizer, rebuild_from
 from lightning_ft.results import print_results
@@ -134,7 +134,7 @@ class Command(LightningCLI):
         self.datamodule = data
         if checkpoint is not None:
             # before anything is written into the folder of the run that is resumed
-            check_same_model(self.model.state_dict(), checkpoint["state_dict"])
+            self.model.check_fits(checkpoint)
         # from these FineTuner.load_from_checkpoint builds the module again
         recipe = config.model.as_dict() | {"_instantiator": "lightning.pytorch.cli.instantiate_module"}
         self.model.save_hyperparameters(recipe)

@@ -13,6 +13,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
+from lightning_ft.adapted_base import put_back
 from lightning_ft.backbones.base import Backbone
 from lightning_ft.features import FeatureInfo
 from lightning_ft.heads.base import Head
@@ -214,11 +215,27 @@ class FineTuner(LightningModule):
         """Add what prediction and exact resume need: label names, the backbone's description, all ranks' RNG states."""
         checkpoint["label_names"] = None if self.label_names is None else list(self.label_names)
         checkpoint["backbone"] = self.backbone.description()
+        if self.backbone.base is not None:
+            self.backbone.base.leave_out(checkpoint, "backbone.")
         states: list[Any] = [rng_state()]
         if self.trainer.world_size > 1:
             states = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(states, rng_state())
         checkpoint["rng"] = states
+
+    def check_fits(self, checkpoint: dict[str, Any]) -> None:
+        """Raise unless a checkpoint's tensors are this model's; what was left out under adapters is put back.
+
+        Args:
+            checkpoint: The checkpoint, changed in place.
+
+        Raises:
+            ValueError: If they are not, with their number and the first; or if what was left out is no longer what the
+                adapters were trained on.
+        """
+        ours = self.state_dict()
+        put_back(checkpoint, ours)
+        check_same_model(ours, checkpoint["state_dict"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the label names and RNG states.
@@ -227,7 +244,7 @@ class FineTuner(LightningModule):
             ValueError: If the checkpoint is of another model, with the first tensor that differs; or if a run is
                 resumed with another lr or weight_decay, which its optimizer would not take.
         """
-        check_same_model(self.state_dict(), checkpoint["state_dict"])
+        self.check_fits(checkpoint)
         names = checkpoint.get("label_names")
         self.label_names = None if names is None else tuple(names)
         states = checkpoint.get("rng", [])

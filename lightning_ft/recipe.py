@@ -8,6 +8,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightning_ft.adapted_base import KEY
 from lightning_ft.backbones.base import Backbone
 from lightning_ft.config_errors import explain
 from lightning_ft.data.base import FineTuningData
@@ -103,7 +104,8 @@ def rebuild_from(config: Namespace, checkpoint: Mapping[str, Any]) -> None:
     """
     backbone = config.model.backbone
     backbone_class = import_class(backbone.class_path)
-    if "backbone" in checkpoint and issubclass(backbone_class, Backbone):
+    # where only adapters were saved the rest comes from where the run had it
+    if "backbone" in checkpoint and KEY not in checkpoint and issubclass(backbone_class, Backbone):
         backbone.init_args = Namespace(backbone_class.rebuilt_from(config.ckpt_path, backbone.init_args.as_dict()))
     data_class = import_class(config.data.class_path)
     state = checkpoint.get(data_class.__qualname__, {})

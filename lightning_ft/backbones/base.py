@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_ft.adapted_base import AdaptedBase
 from lightning_ft.features import FeatureInfo, Features
 from lightning_ft_callbacks import BlockMap
 from lightning_ft_callbacks.prefix_runs import PrefixState, run_prefix, run_suffix
@@ -20,12 +21,14 @@ class Backbone(nn.Module, ABC):
     Attributes:
         features: What a head must know to be built for this backbone.
         model: The network that it wraps.
+        base: With adapters, the weights under them, where they can be had from their source again; else None.
         prefix_inputs: Names of the inputs that its lowest blocks alone read: not a mask, which all layers read.
     """
 
     prefix_inputs: frozenset[str] = frozenset({"input_ids", "token_type_ids", "pixel_values"})
     features: FeatureInfo
     model: Any
+    base: AdaptedBase | None = None
 
     @abstractmethod
     def forward(self, inputs: Mapping[str, Tensor]) -> Features:

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_ft.adapted_base import KEY
 from lightning_ft.checkpoint_io import load_checkpoint
 
 HEAD = "head.language_model."  # where a FineTuner keeps it
@@ -133,10 +134,12 @@ def all_tied(whole: Any) -> bool:
 
 def _take(own: OwnLanguageModel, checkpoint: Path) -> None:
     """Take the weights of a run's head; those that are tied to the trunk it has already."""
-    saved = load_checkpoint(checkpoint)["state_dict"]
-    weights = {name.removeprefix(HEAD): value for name, value in saved.items() if name.startswith(HEAD)}
+    content = load_checkpoint(checkpoint)
+    tied = {name.removeprefix(HEAD) for name in content.get(KEY, {})}  # left out with the trunk's
+    saved = content["state_dict"].items()
+    weights = {name.removeprefix(HEAD): value for name, value in saved if name.startswith(HEAD)}
     if weights:
-        own.load_state_dict(weights)
+        own.load_state_dict(weights | {name: value for name, value in own.state_dict().items() if name in tied})
         return
     rank_zero_info(
         f"{str(checkpoint)!r} is of another task: its language model starts with new output layers, but for "

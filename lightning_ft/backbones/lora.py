@@ -1,13 +1,14 @@
 """LoRA: small matrices beside a backbone's own, which alone are trained (Hu et al. 2021, arXiv:2106.09685)."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_ft.adapted_base import KEY, put_back
 from lightning_ft.extras import require
 
 
@@ -81,6 +82,33 @@ def load_adapted(
     if lora is not None and not same:
         Adapters(backbone.model, lora, name)
     return missing
+
+
+def with_base(
+    kind: Callable[..., Any], checkpoint: Mapping[str, Any], weights: dict[str, Tensor], place: str
+) -> dict[str, Tensor]:
+    """Return the weights of another run's backbone; what its checkpoint left out comes from where that run had it.
+
+    Args:
+        kind: The backbone's class.
+        checkpoint: The other run's checkpoint.
+        weights: The backbone's weights in it.
+        place: Its file, for messages.
+
+    Raises:
+        ValueError: If the source has other weights than it had.
+    """
+    description = checkpoint["backbone"]
+    if KEY not in checkpoint:
+        return weights
+    source = kind(**description["source"], lora=description["lora"])
+    state = {f"backbone.{name}": value for name, value in source.state_dict().items()}
+    content = {"state_dict": {}, KEY: checkpoint[KEY]}
+    try:
+        put_back(content, state)
+    except ValueError as error:
+        raise ValueError(f"{place!r}: {error}") from error
+    return weights | {name.removeprefix("backbone."): value for name, value in content["state_dict"].items()}
 
 
 def _layers(model: nn.Module) -> list[str]:

@@ -6,8 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_ft.adapted_base import AdaptedBase
 from lightning_ft.backbones.base import Backbone
-from lightning_ft.backbones.lora import Adapters, load_adapted
+from lightning_ft.backbones.lora import Adapters, load_adapted, with_base
 from lightning_ft.checkpoint_io import backbone_of, load_checkpoint, load_tensors
 from lightning_ft.extras import require
 from lightning_ft.features import FeatureInfo, MapFeatures
@@ -88,11 +89,13 @@ class TimmBackbone(Backbone):
             self._levels = _stages(self.model)
             self.model.prune_intermediate_layers(self._levels, prune_norm=True, prune_head=True)
         if run is not None:
-            description, weights = backbone_of(load_checkpoint(run), run)
+            content = load_checkpoint(run)
+            description, weights = backbone_of(content, run)
             if "name" not in description:
                 raise ValueError(f"{str(run)!r} holds no TimmBackbone")
             if description["name"] != name:
                 raise ValueError(f"{str(run)!r} holds a backbone {description.get('name')!r}, not {name!r}")
+            weights = with_base(TimmBackbone, content, weights, str(run))
             # a pyramid of a pooled run leaves its last layers out
             missing = load_adapted(self, weights, description.get("lora"), lora)
             if missing:
@@ -103,6 +106,9 @@ class TimmBackbone(Backbone):
         elif lora is not None:
             Adapters(self.model, lora, type(self).__name__)
         self.lora = None if lora is None else dict(lora)
+        self._source = {"name": name, "pretrained": pretrained, "checkpoint": checkpoint, "pyramid": pyramid}
+        if lora is not None and (pretrained or checkpoint is not None):
+            self.base = AdaptedBase(self.state_dict())
         if gradient_checkpointing:
             self.model.set_grad_checkpointing(True)
         self.features = self._feature_info()
@@ -122,7 +128,7 @@ class TimmBackbone(Backbone):
 
     def description(self) -> dict[str, Any]:
         """Return timm's name of the model, and what its images must be."""
-        return {"name": self.name, "data_config": self.data_config, "lora": self.lora}
+        return {"name": self.name, "data_config": self.data_config, "lora": self.lora, "source": self._source}
 
     @classmethod
     def rebuilt_from(cls, checkpoint: Path, init_args: Mapping[str, Any]) -> dict[str, Any]:

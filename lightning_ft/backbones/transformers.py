@@ -13,9 +13,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_ft.adapted_base import AdaptedBase
 from lightning_ft.backbones.base import Backbone
 from lightning_ft.backbones.language_model import own_language_model, quiet
-from lightning_ft.backbones.lora import Adapters, load_adapted
+from lightning_ft.backbones.lora import Adapters, load_adapted, with_base
 from lightning_ft.checkpoint_io import backbone_of, load_checkpoint
 from lightning_ft.extras import require
 from lightning_ft.features import FeatureInfo, Features, MapFeatures, TokenFeatures
@@ -75,9 +76,11 @@ class TransformersBackbone(Backbone):
         checkpoint = checkpoint_of(source)
         self._origin: dict[str, Any] = {"name": name, "checkpoint": checkpoint, "options": options}
         if checkpoint is not None:
-            description, weights = backbone_of(load_checkpoint(checkpoint), checkpoint)
+            content = load_checkpoint(checkpoint)
+            description, weights = backbone_of(content, checkpoint)
             if "files" not in description:
                 raise ValueError(f"{str(checkpoint)!r} holds no TransformersBackbone")
+            weights = with_base(TransformersBackbone, content, weights, str(checkpoint))
             with tempfile.TemporaryDirectory() as folder:
                 for file, content in description["files"].items():
                     (Path(folder) / Path(file).name).write_bytes(content.numpy().tobytes())
@@ -105,6 +108,9 @@ class TransformersBackbone(Backbone):
         if lora is not None and checkpoint is None:
             Adapters(self.model, lora, type(self).__name__)
         self.lora = None if lora is None else dict(lora)
+        self._source = {"name": name, "pretrained": pretrained, "attn_implementation": attn_implementation}
+        if lora is not None and (pretrained or checkpoint is not None):
+            self.base = AdaptedBase(self.state_dict())
         if gradient_checkpointing:
             # the other kind, reentrant, loses gradients where its input needs none: above a frozen part
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -154,7 +160,7 @@ class TransformersBackbone(Backbone):
                     file.name: torch.from_numpy(np.frombuffer(file.read_bytes(), dtype=np.uint8).copy())
                     for file in sorted(Path(folder).iterdir())
                 }
-        return {"files": self._files, "data_config": self.data_config, "lora": self.lora}
+        return {"files": self._files, "data_config": self.data_config, "lora": self.lora, "source": self._source}
 
     @classmethod
     def rebuilt_from(cls, checkpoint: Path, init_args: Mapping[str, Any]) -> dict[str, Any]:
