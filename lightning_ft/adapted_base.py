@@ -84,4 +84,4 @@ def fingerprint(value: Tensor, type_: torch.dtype) -> int:
         type_: The type whose values are meant: a model that was rounded to 16 bits is that of 32 still.
     """
     values = value.detach().to("cpu", type_).contiguous()
-    return zlib.crc32(values.reshape(-1).view(torch.uint8).numpy())
+    return zlib.crc32(values.reshape(-1).view(torch.uint8).numpy().data)
