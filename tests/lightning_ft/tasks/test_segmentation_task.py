@@ -32,24 +32,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield
 
 
-@pytest.fixture(scope="module")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Write images of a red and a blue square on grey, and their masks."""
-    folder, draw = tmp_path_factory.mktemp("scenes"), np.random.default_rng(0)
-    for kind in ("images", "masks"):
-        (folder / kind).mkdir()
-    for number in range(48):
-        image = draw.integers(60, 120, (40, 56, 3)).astype(np.uint8)
-        mask = np.zeros((40, 56), np.uint8)
-        for label, colour in ((1, (250, 40, 40)), (2, (40, 40, 250))):
-            top, left = draw.integers(0, 40 - 14), draw.integers(0, 56 - 14)
-            image[top : top + 14, left : left + 14] = colour
-            mask[top : top + 14, left : left + 14] = label
-        Image.fromarray(image).save(folder / f"images/{number:02}.png")
-        Image.fromarray(mask).save(folder / f"masks/{number:02}.png")
-    return str(folder / "images"), str(folder / "masks")
-
-
 def task_of(scenes: tuple[str, str], augment: bool = False) -> Task:
     def module() -> FineTuner:
         backbone = TimmBackbone(BACKBONE, pretrained=False, pyramid=True)
