@@ -126,3 +126,27 @@ def backbone_of(checkpoint: Mapping[str, Any], source: str | Path) -> tuple[dict
         if name.startswith("backbone.")
     }
     return checkpoint["backbone"], weights
+
+
+def check_same_model(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    """Raise unless a checkpoint's tensors have the names and shapes of a model's.
+
+    Args:
+        ours: The model's ``state_dict``.
+        theirs: The checkpoint's.
+
+    Raises:
+        ValueError: If they differ, with their number and the first.
+    """
+    differing = sorted(ours.keys() ^ theirs.keys())
+    differing += [name for name in ours.keys() & theirs.keys() if ours[name].shape != theirs[name].shape]
+    if differing:
+        name = differing[0]
+        shape = {
+            key: tuple(state[name].shape) if name in state else "absent"
+            for key, state in (("checkpoint", theirs), ("model", ours))
+        }
+        raise ValueError(
+            f"the checkpoint is of another model: {len(differing)} tensors differ, the first is {name!r} "
+            f"(checkpoint: {shape['checkpoint']}, model: {shape['model']})"
+        )

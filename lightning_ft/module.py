@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from inspect import signature
 from typing import Any, cast, get_args
 
 import torch
@@ -15,11 +14,12 @@ from torchmetrics import MeanMetric, Metric, MetricCollection
 
 from lightning_ft.adapted_base import put_back
 from lightning_ft.backbones.base import Backbone
+from lightning_ft.checkpoint_io import check_same_model
 from lightning_ft.features import FeatureInfo
 from lightning_ft.heads.base import Head
 from lightning_ft.lr_schedules import ScheduleName, make_schedule
+from lightning_ft.optimizers import make_optimizer
 from lightning_ft.rng import rng_state, set_rng_state
-from lightning_ft.weight_decay import decay_groups
 
 Batch = Mapping[str, Tensor]
 
@@ -186,16 +186,7 @@ class FineTuner(LightningModule):
         Raises:
             ValueError: If the optimizer's own lr or weight_decay was set too, which would have no effect.
         """
-        optimizer = self.optimizer(decay_groups(self, self.lr, self.weight_decay))
-        for key, value in (("lr", self.lr), ("weight_decay", self.weight_decay)):
-            default = signature(type(optimizer).__init__).parameters.get(key)
-            given = optimizer.defaults.get(key)
-            if default is not None and given not in (default.default, value):
-                raise ValueError(
-                    f"{type(optimizer).__name__}'s {key}={given} has no effect: "
-                    f"FineTuner's {key}={value} is used; set that one"
-                )
-        _fuse(optimizer)
+        optimizer = make_optimizer(self.optimizer, self, self.lr, self.weight_decay)
         if callable(self.lr_schedule):
             schedule: Any = self.lr_schedule(optimizer)
         else:
@@ -301,39 +292,3 @@ class FineTuner(LightningModule):
 
     def _loss(self, stage: str) -> MeanMetric:
         return cast("MeanMetric", self.losses[stage])
-
-
-def _fuse(optimizer: Optimizer) -> None:
-    """Let an optimizer update in one kernel where it can and its user has not chosen otherwise.
-
-    It is set in the groups: set when the optimizer is made, it would forbid gradient clipping under fp16-mixed.
-    """
-    for group in optimizer.param_groups:
-        chosen = group.get("fused", False) is not None or group.get("foreach") or group.get("differentiable")
-        fits = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in group["params"])
-        if not chosen and fits:
-            group["fused"] = True
-
-
-def check_same_model(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-    """Raise unless a checkpoint's tensors have the names and shapes of a model's.
-
-    Args:
-        ours: The model's ``state_dict``.
-        theirs: The checkpoint's.
-
-    Raises:
-        ValueError: If they differ, with their number and the first.
-    """
-    differing = sorted(ours.keys() ^ theirs.keys())
-    differing += [name for name in ours.keys() & theirs.keys() if ours[name].shape != theirs[name].shape]
-    if differing:
-        name = differing[0]
-        shape = {
-            key: tuple(state[name].shape) if name in state else "absent"
-            for key, state in (("checkpoint", theirs), ("model", ours))
-        }
-        raise ValueError(
-            f"the checkpoint is of another model: {len(differing)} tensors differ, the first is {name!r} "
-            f"(checkpoint: {shape['checkpoint']}, model: {shape['model']})"
-        )

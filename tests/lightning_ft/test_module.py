@@ -29,7 +29,7 @@ from lightning_ft import (
 )
 from lightning_ft.data.labels import Labels
 from lightning_ft.lr_schedules import factor, make_schedule, warmup_steps
-from lightning_ft.weight_decay import decay_groups
+from lightning_ft.optimizers import decay_groups
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*(many workers|logging interval|no `val_dataloader`|LeafSpec|Metric `SpearmanCorrcoef`).*"
@@ -580,13 +580,13 @@ def test_a_commands_run_is_loaded_in_python_and_predicts_the_same(command, revie
 
 
 def test_an_optimizer_updates_in_one_kernel_unless_its_user_chose_otherwise():
-    from lightning_ft.module import _fuse
+    from lightning_ft.optimizers import fuse
 
     def updated(**options):
         torch.manual_seed(0)
         layer = torch.nn.Linear(8, 8)
         optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, **options)
-        _fuse(optimizer)
+        fuse(optimizer)
         for _ in range(3):
             layer(torch.ones(2, 8)).square().sum().backward()
             optimizer.step()
