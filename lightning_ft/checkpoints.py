@@ -23,19 +23,27 @@ class BestCheckpoint(ModelCheckpoint):
             filename="best", monitor=monitor, mode=mode or ("min" if low else "max"), enable_version_counter=False
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, with paths that begin at the folder of the checkpoints."""
+        return _moved(super().state_dict(), str(self.dirpath), ".")
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the best score of the run that is resumed, also where its folder was moved or is spelt another way.
 
         Lightning would forget it, and a worse checkpoint would take the best one's place.
         """
-        old, new = str(state_dict["dirpath"]), str(self.dirpath)
+        super().load_state_dict(_moved(state_dict, str(state_dict["dirpath"]), str(self.dirpath)))
 
-        def moved(path: str) -> str:
-            return new + path.removeprefix(old) if path.startswith(old) else path
 
-        paths = {key: moved(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
-        models = {moved(path): score for path, score in state_dict["best_k_models"].items()}
-        super().load_state_dict({**state_dict, **paths, "best_k_models": models, "dirpath": self.dirpath})
+def _moved(state: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+    """Return a ModelCheckpoint's state with another folder."""
+
+    def moved(path: str) -> str:
+        return new + path.removeprefix(old) if path.startswith(old) else path
+
+    paths = {key: moved(state[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+    models = {moved(path): score for path, score in state["best_k_models"].items()}
+    return {**state, **paths, "best_k_models": models, "dirpath": new}
 
 
 class LastCheckpoint(Checkpoint):

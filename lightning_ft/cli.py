@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 from torch.optim import Optimizer
@@ -15,14 +15,16 @@ from torch.optim import Optimizer
 from lightning_ft.checkpoint_io import AtomicCheckpointIO, load_checkpoint
 from lightning_ft.checkpoints import BestCheckpoint, LastCheckpoint
 from lightning_ft.config_errors import CLOSE, OPEN, explain
-from lightning_ft.metrics_csv import MetricsCSV, steps_logged
+from lightning_ft.metrics_csv import Logged, LoggedRows, MetricsCSV
 from lightning_ft.module import FineTuner, check_same_model
 from lightning_ft.predictions import PredictionWriter
 from lightning_ft.recipe import build_data, check_head, fill, move_optimizer, rebuild_from
 from lightning_ft.results import print_results
 from lightning_ft.run_arguments import RUNS
+from lightning_ft.run_board import RunBoard
 from lightning_ft.run_config import RunConfig
 from lightning_ft.run_folder import CHECKPOINTS, discard_unused, new_run_folder, run_folder_of
+from lightning_ft.run_records import RunRecords
 from lightning_ft.trainer import FineTuningTrainer
 from lightning_ft_callbacks import DiscriminativeLR as DiscriminativeLR  # a recipe may name the callbacks alone
 from lightning_ft_callbacks import FrozenPrefixCache as FrozenPrefixCache
@@ -61,8 +63,9 @@ class Command(LightningCLI):
 
     def __init__(self, arguments: Sequence[str]) -> None:
         Parser.arguments = arguments
+        self.arguments = list(arguments)
         self.run_folder: Path | None = None
-        self.last_step: int | None = None
+        self.logged: Logged | None = None
         super().__init__(
             FineTuner,
             LightningDataModule,
@@ -118,7 +121,7 @@ class Command(LightningCLI):
         if config.get("ckpt_path"):
             checkpoint = load_checkpoint(config.ckpt_path)
             if self.subcommand in TRAINING:
-                self.last_step = steps_logged(checkpoint)
+                self.logged = Logged.of(checkpoint)
             else:
                 rebuild_from(config, checkpoint)
         elif self.subcommand not in TRAINING:
@@ -175,6 +178,8 @@ class Command(LightningCLI):
             if (keeps or not isinstance(callback, BestCheckpoint | LastCheckpoint))
             and (self.subcommand == "predict" or not isinstance(callback, PredictionWriter))
         ]
+        if self.subcommand == "fit":
+            chosen = [*chosen, LoggedRows(), RunRecords(self.run_folder, self.arguments)]
         try:
             return super()._instantiate_trainer(config, chosen)
         except RuntimeError as error:  # two callbacks of one class, for one
@@ -188,16 +193,15 @@ class Command(LightningCLI):
         return resumed or new_run_folder(root)
 
     def _loggers(self, folder: Path) -> list[Logger]:
-        next_step = None if self.last_step is None else self.last_step + 1
-        board = TensorBoardLogger(folder.parent, name="", version=folder.name, purge_step=next_step)
-        return [MetricsCSV(folder, self.last_step), board]
+        purge_step = None if self.logged is None else self.logged.next_step
+        return [MetricsCSV(folder, self.logged), RunBoard(folder, purge_step)]
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the command; a new run's folder goes where the run failed before it trained."""
         try:
             super()._run_subcommand(subcommand)
         except BaseException:
-            if self.run_folder is not None and self.last_step is None:
+            if self.run_folder is not None and self.logged is None:
                 discard_unused(self.run_folder)
             raise
 
