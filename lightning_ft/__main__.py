@@ -15,6 +15,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 where the input is wrong: what is wrong stands on stderr in one sentence, with ``--debug`` behind its
         traceback.
+
+    Raises:
+        SystemExit: If a signal stopped it, with 128 and the signal's number, as shells have it.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given

@@ -1,7 +1,9 @@
 """The command: a LightningCLI whose runs have folders of their own and whose errors are one sentence."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from signal import Signals
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
@@ -10,11 +12,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSched
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.optim import Optimizer
 
 from lightning_ft.checkpoint_io import AtomicCheckpointIO, load_checkpoint
-from lightning_ft.checkpoints import BestCheckpoint, LastCheckpoint
+from lightning_ft.checkpoints import LAST, BestCheckpoint, LastCheckpoint
 from lightning_ft.config_errors import CLOSE, OPEN, explain
+from lightning_ft.graceful_stop import GracefulStop
 from lightning_ft.metrics_csv import Logged, LoggedRows, MetricsCSV
 from lightning_ft.module import FineTuner, check_same_model
 from lightning_ft.predictions import PredictionWriter
@@ -65,6 +69,7 @@ class Command(LightningCLI):
         Parser.arguments = arguments
         self.arguments = list(arguments)
         self.run_folder: Path | None = None
+        self.stop: GracefulStop | None = None
         self.logged: Logged | None = None
         super().__init__(
             FineTuner,
@@ -179,7 +184,8 @@ class Command(LightningCLI):
             and (self.subcommand == "predict" or not isinstance(callback, PredictionWriter))
         ]
         if self.subcommand == "fit":
-            chosen = [*chosen, LoggedRows(), RunRecords(self.run_folder, self.arguments)]
+            self.stop = GracefulStop()
+            chosen = [*chosen, LoggedRows(), RunRecords(self.run_folder, self.arguments), self.stop]
         try:
             return super()._instantiate_trainer(config, chosen)
         except RuntimeError as error:  # two callbacks of one class, for one
@@ -200,10 +206,21 @@ class Command(LightningCLI):
         """Run the command; a new run's folder goes where the run failed before it trained."""
         try:
             super()._run_subcommand(subcommand)
-        except BaseException:
+        except BaseException as error:
             if self.run_folder is not None and self.logged is None:
                 discard_unused(self.run_folder)
+            if isinstance(error, SIGTERMException) and self.stop is not None and self.stop.asked is not None:
+                print(self._stopped(self.stop.asked), file=sys.stderr)
+                raise SystemExit(128 + self.stop.asked) from None
             raise
+
+    def _stopped(self, asked: Signals) -> str:
+        """Return the line that says how to go on with a run that was stopped."""
+        said = f"lightning-ft: stopped by {asked.name} behind step {self.trainer.global_step}"
+        checkpoint = None if self.run_folder is None else self.run_folder / CHECKPOINTS / LAST
+        if checkpoint is None or not checkpoint.exists():
+            return f"{said}; there is no checkpoint to go on from"
+        return f"{said}; go on with: lightning-ft fit --ckpt_path {checkpoint}"
 
     def before_fit(self) -> None:
         """Say where the run's files go."""
