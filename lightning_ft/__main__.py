@@ -13,8 +13,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line without the program; None for that of the process.
 
     Returns:
-        0, or 2 where the input is wrong: what is wrong stands on stderr in one sentence, with ``--debug`` behind its
-        traceback.
+        0, 1 where training failed, or 2 where the input is wrong: what is wrong stands on stderr in one sentence, with
+        ``--debug`` behind its traceback.
 
     Raises:
         SystemExit: If a signal stopped it, with 128 and the signal's number, as shells have it.
@@ -40,6 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         print(f"lightning-ft: {one_sentence(error)}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"lightning-ft: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -31,6 +31,7 @@ from lightning_ft.run_folder import CHECKPOINTS, discard_unused, new_run_folder,
 from lightning_ft.run_records import RunRecords
 from lightning_ft.trainer import FineTuningTrainer
 from lightning_ft_callbacks import DiscriminativeLR as DiscriminativeLR  # a recipe may name the callbacks alone
+from lightning_ft_callbacks import FiniteLoss as FiniteLoss
 from lightning_ft_callbacks import FrozenPrefixCache as FrozenPrefixCache
 from lightning_ft_callbacks import GradualUnfreezing as GradualUnfreezing
 from lightning_ft_callbacks import LRFinder as LRFinder
@@ -185,7 +186,14 @@ class Command(LightningCLI):
         ]
         if self.subcommand == "fit":
             self.stop = GracefulStop()
-            chosen = [*chosen, LoggedRows(), RunRecords(self.run_folder, self.arguments), self.stop]
+            watched = any(isinstance(callback, FiniteLoss) for callback in chosen)
+            chosen = [
+                *chosen,
+                *([] if watched else [FiniteLoss()]),
+                LoggedRows(),
+                RunRecords(self.run_folder, self.arguments),
+                self.stop,
+            ]
         try:
             return super()._instantiate_trainer(config, chosen)
         except RuntimeError as error:  # two callbacks of one class, for one
