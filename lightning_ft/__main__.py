@@ -20,8 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: If a signal stopped it, with 128 and the signal's number, as shells have it.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
-    given = [argument for argument in given if argument != "--debug"]
+    debug, safe = "--debug" in given, "--safe" in given
+    given = [argument for argument in given if argument not in ("--debug", "--safe")]
 
     from lightning_ft.quiet import quiet
 
@@ -33,17 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     sys.path.append(str(Path.cwd()))  # one's own classes beside the recipe, as with `python -m`
     try:
-        Command(expand(given))
+        Command(expand(given), safe=safe)
     except (ValueError, OSError, ImportError, MisconfigurationException) as error:
         if debug:
             traceback.print_exc()
             return 2
         print(f"lightning-ft: {one_sentence(error)}", file=sys.stderr)
         return 2
-    except FloatingPointError as error:
+    except (FloatingPointError, MemoryError) as error:
         if debug:
             traceback.print_exc()
-        print(f"lightning-ft: {error}", file=sys.stderr)
+        print(f"lightning-ft: {error or 'out of memory'}", file=sys.stderr)
         return 1
     return 0
 

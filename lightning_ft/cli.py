@@ -21,6 +21,7 @@ from lightning_ft.config_errors import CLOSE, OPEN, explain
 from lightning_ft.graceful_stop import GracefulStop
 from lightning_ft.metrics_csv import Logged, LoggedRows, MetricsCSV
 from lightning_ft.module import FineTuner, check_same_model
+from lightning_ft.out_of_memory import advice, is_out_of_memory
 from lightning_ft.predictions import PredictionWriter
 from lightning_ft.recipe import build_data, check_head, fill, move_optimizer, rebuild_from
 from lightning_ft.results import print_results
@@ -30,6 +31,7 @@ from lightning_ft.run_config import RunConfig
 from lightning_ft.run_folder import CHECKPOINTS, discard_unused, new_run_folder, run_folder_of
 from lightning_ft.run_records import RunRecords
 from lightning_ft.trainer import FineTuningTrainer
+from lightning_ft.trusted_code import allow, denied_path, distrust, refusal
 from lightning_ft_callbacks import DiscriminativeLR as DiscriminativeLR  # a recipe may name the callbacks alone
 from lightning_ft_callbacks import FiniteLoss as FiniteLoss
 from lightning_ft_callbacks import FrozenPrefixCache as FrozenPrefixCache
@@ -51,6 +53,8 @@ class Parser(LightningArgumentParser):
         Raises:
             ValueError: Always.
         """
+        if denied_path(message) is not None:
+            raise ValueError(message) from ex
         sentence = explain(message, self, self.arguments)
         nested = self._subcommands_action is None
         raise ValueError(f"{OPEN}{sentence}{CLOSE}" if nested else sentence) from ex
@@ -64,10 +68,12 @@ class Command(LightningCLI):
 
     Args:
         arguments: The command line without the program.
+        safe: Whether to refuse classes that are none of this project, Lightning, torch and torchmetrics.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], *, safe: bool = False) -> None:
         Parser.arguments = arguments
+        self.safe = safe
         self.arguments = list(arguments)
         self.run_folder: Path | None = None
         self.stop: GracefulStop | None = None
@@ -92,8 +98,25 @@ class Command(LightningCLI):
         return commands | {"plan": commands["fit"], "lr_find": commands["fit"]}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the arguments given; Lightning would warn that they are not ``sys.argv``."""
-        self.config = parser.parse_args(args)
+        """Parse the arguments given; Lightning would warn that they are not ``sys.argv``.
+
+        Raises:
+            ValueError: If they are wrong, or name somebody else's class, and that is to be refused.
+        """
+        distrust()
+        while True:
+            try:
+                self.config = parser.parse_args(args)
+            except ValueError as error:
+                path = denied_path(str(error))
+                if path is None:
+                    raise
+                if self.safe:
+                    raise ValueError(refusal(path)) from error
+                print(f"the recipe names {path}: importing it runs its code", file=sys.stderr, flush=True)
+                allow(path)
+            else:
+                return
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as the user gave it; Lightning would lay the checkpoint's over it, silently."""
@@ -220,6 +243,8 @@ class Command(LightningCLI):
             if isinstance(error, SIGTERMException) and self.stop is not None and self.stop.asked is not None:
                 print(self._stopped(self.stop.asked), file=sys.stderr)
                 raise SystemExit(128 + self.stop.asked) from None
+            if is_out_of_memory(error):
+                raise MemoryError(advice(error, self.trainer, self._config)) from error
             raise
 
     def _stopped(self, asked: Signals) -> str:

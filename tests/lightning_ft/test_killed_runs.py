@@ -1,8 +1,13 @@
-"""A run that is killed, stopped or interrupted at any moment, and resumed, ends as one that never was."""
+"""A run that is killed, stopped or interrupted at any moment, and resumed, ends as one that never was.
+
+One that fails says in a sentence what to change.
+"""
 
 import multiprocessing
 import os
 import random
+import re
+import resource
 import shutil
 import signal
 import sys
@@ -21,10 +26,14 @@ STATES = ("state_dict", "optimizer_states", "lr_schedulers", "rng", "epoch", "gl
 FORKS = multiprocessing.get_context("forkserver")
 
 
-def fit(folder: Path, log: Path, arguments: list[str]) -> None:
-    """Run the command in this process, in a folder."""
+def fit(folder: Path, log: Path, arguments: list[str], more_memory: int | None = None) -> None:
+    """Run the command in this process, in a folder, with no more memory [byte] than it has and that."""
     from lightning_ft.__main__ import main
 
+    if more_memory is not None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        limit = pages * os.sysconf("SC_PAGE_SIZE") + more_memory
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     os.chdir(folder)
     stream = log.open("a")
     os.dup2(stream.fileno(), 1)
@@ -52,7 +61,7 @@ def start(tmp_path: Path, model: Path, reviews: Callable[..., Path]) -> Callable
     FORKS.set_forkserver_preload(["lightning_ft.cli", "transformers.models.bert.modeling_bert", "datasets"])
     table = reviews(num_rows=44)
 
-    def run(root: str, *options: str) -> multiprocessing.Process:
+    def run(root: str, *options: str, more_memory: int | None = None) -> multiprocessing.Process:
         resumed = ["--ckpt_path", "last"] if any((tmp_path / root).rglob("*.ckpt")) else []
         arguments = [
             *("fit", "--seed_everything", "3", "--trainer.default_root_dir", root, "--trainer.max_epochs", "4"),
@@ -63,7 +72,7 @@ def start(tmp_path: Path, model: Path, reviews: Callable[..., Path]) -> Callable
             *("--trainer.log_every_n_steps", "1", "--last_checkpoint.every_n_train_steps", "2"),
             *("--trainer.accelerator", "cpu", *options, *resumed),
         ]
-        process = FORKS.Process(target=fit, args=(tmp_path, tmp_path / "log.txt", arguments))
+        process = FORKS.Process(target=fit, args=(tmp_path, tmp_path / "log.txt", arguments, more_memory))
         process.start()
         return process
 
@@ -151,3 +160,35 @@ def test_a_run_that_is_asked_to_stop_saves_and_says_how_to_go_on(
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 0
     finish(start("stopped", *options), log)
     assert_the_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_run_without_enough_memory_says_what_to_lower(
+    start: Callable[..., multiprocessing.Process], tmp_path: Path, reviews: Callable[..., Path]
+) -> None:
+    rows = [("a very long film " * 200, ("good", "bad")[row % 2]) for row in range(200)]
+    table = ("--data.train_file", str(reviews("long.csv", rows=rows)), "--data.batch_size", "160")
+    process = start("large", *table, more_memory=300 * 2**20)
+    process.join(120)
+    said = (tmp_path / "log.txt").read_text()
+    assert process.exitcode == 1, said
+    assert "Traceback" not in said
+    (line,) = [line for line in said.splitlines() if line.startswith("lightning-ft: ")]
+    assert "out of memory at step 0 with batches of 160, at a peak of " in line
+    for key in ("data.batch_size", "trainer.accumulate_grad_batches", "data.max_length", "bf16-mixed"):
+        assert key in line
+    assert "model.backbone.gradient_checkpointing" in line
+
+
+def test_a_run_whose_loss_is_no_number_names_the_batch_and_the_last_good_checkpoint(
+    start: Callable[..., multiprocessing.Process], tmp_path: Path
+) -> None:
+    process = start("nan", "--model.lr", "1e30", "--model.lr_schedule", "constant", "--trainer.max_epochs", "9")
+    process.join(120)
+    said = (tmp_path / "log.txt").read_text()
+    assert process.exitcode == 1, said
+    (line,) = [line for line in said.splitlines() if line.startswith("lightning-ft: ")]
+    assert re.search(r"at step \d+ \(epoch 0, batch \d+, rows \d+, \d+, \d+, \d+ of the training data: '", line)
+    assert re.search(r"whose output is no number is backbone\.|backward pass is |weights of ", line)
+    for file in (tmp_path / "nan").rglob("*.ckpt"):
+        state = torch.load(file, weights_only=True)["state_dict"]
+        assert all(value.isfinite().all() for value in state.values())
