@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor
 
+from lightning_ft.bounds import check_archive
 from lightning_ft_callbacks.whole_file import whole_file
 
 
@@ -82,6 +83,7 @@ def load_tensors(file: Path) -> dict[str, Any]:
             return dict(load_file(file))
         except SafetensorError as error:
             raise ValueError(f"{str(file)!r} is cut short or no safetensors file ({error})") from error
+    check_archive(file)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lightning_ft.bounds import check_size
+
 UNSIGNED_BYTE = 0x08
 
 
@@ -36,6 +38,7 @@ def read_idx(path: Path, place: str, *, num_dims: int) -> np.ndarray:
                 raise ValueError(f"{place}: {path.name!r} is no idx{num_dims} file of unsigned bytes")
             shape = struct.unpack(f">{num_dims}I", header[4:])
             size = int(np.prod(shape, dtype=object))
+            check_size(size, path, place)
             content = bytearray()
             while chunk := file.read(min(1 << 20, size + 1 - len(content))):
                 content += chunk
