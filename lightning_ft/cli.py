@@ -183,10 +183,13 @@ class Command(LightningCLI):
         if writes:
             self.run_folder = self._run_folder(Path(config.default_root_dir))
         self.save_config_kwargs = {"folder": self.run_folder}
-        if config.logger in (None, True):
+        if not writes:
+            config.logger = False if config.logger in (None, True) else config.logger
+        elif config.logger is not False:
             # other ranks have loggers too, which write nothing: callbacks ask for them on all ranks
             folder = self.run_folder or Path(config.default_root_dir) / f"rank_{_rank()}"
-            config.logger = self._loggers(folder) if writes else False
+            own = config.logger if isinstance(config.logger, list) else [config.logger]
+            config.logger = [*self._loggers(folder), *(logger for logger in own if isinstance(logger, Logger))]
         plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, AtomicCheckpointIO()]
