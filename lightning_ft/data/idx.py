@@ -38,10 +38,10 @@ def read_idx(path: Path, place: str, *, num_dims: int) -> np.ndarray:
                 raise ValueError(f"{place}: {path.name!r} is no idx{num_dims} file of unsigned bytes")
             shape = struct.unpack(f">{num_dims}I", header[4:])
             size = int(np.prod(shape, dtype=object))
-            check_size(size, path, place)
             content = bytearray()
             while chunk := file.read(min(1 << 20, size + 1 - len(content))):
                 content += chunk
+                check_size(len(content), path, place)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{place}: {path.name!r} is damaged: {error}") from error
     if len(content) != size or not size:

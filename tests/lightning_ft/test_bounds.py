@@ -100,10 +100,10 @@ def test_a_compressed_table_within_the_limit_is_read(tmp_path: Path, monkeypatch
     assert labels.names == ("x", "y")
 
 
-def test_an_idx_file_that_claims_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idx_file_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(BYTES, "1000000")
     file = tmp_path / "images-idx3-ubyte.gz"
-    file.write_bytes(gzip.compress(bytes((0, 0, 8, 3)) + struct.pack(">3I", 2000, 100, 100) + bytes(2000)))
+    file.write_bytes(gzip.compress(bytes((0, 0, 8, 3)) + struct.pack(">3I", 2000, 100, 100) + bytes(2_000_000)))
     with pytest.raises(ValueError, match="unpacks to more than the 1,000,000 bytes"):
         read_idx(file, "train_file", num_dims=3)
 
