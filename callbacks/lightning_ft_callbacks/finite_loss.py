@@ -1,6 +1,8 @@
 """FiniteLoss: stop before an update by a loss or gradients that are no numbers, and say where they broke."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ class FiniteLoss(Callback):
         self._batch: tuple[Any, int] = (None, 0)
         self._finds_out = False
         self._loss: Flags | None = None
-        self._gradients: tuple[Flags, list[str], str] | None = None
+        self._gradients: tuple[Flags, list[str], Moment] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Forget what an earlier fit left."""
@@ -80,16 +82,18 @@ class FiniteLoss(Callback):
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None or not hasattr(optimizer, "param_groups")
         if not self.gradients or scaled:
             return
-        names, found = [], []
+        found: dict[str, Tensor] = {}
         for name, parameter in pl_module.named_parameters():
-            gradient = parameter.grad
+            gradient: Any = parameter.grad
             if gradient is not None and not gradient.is_sparse:
-                names.append(name)
-                found.append(gradient.to_local() if hasattr(gradient, "to_local") else gradient)
+                part = gradient.to_local() if hasattr(gradient, "to_local") else gradient
+                found |= {name: part} if part.numel() else {}
         if not found:
             return
-        flags = Flags(torch.stack([norm.float() for norm in torch._foreach_norm(found)]).isfinite())
-        self._gradients = flags, names, self._place(trainer)
+        # the largest element, because a sum of squares may overflow where none of its parts does
+        largest = torch._foreach_norm(list(found.values()), inf)  # pyright: ignore[reportPrivateImportUsage]
+        flags = Flags(torch.stack([norm.float() for norm in largest]).isfinite())
+        self._gradients = flags, list(found), self._moment(trainer)
         if not flags.wait:
             self._look(trainer)
 
@@ -123,10 +127,14 @@ class FiniteLoss(Callback):
             return
         module = trainer.lightning_module
         if gradients is not None and not gradients[0].all():
-            flags, names, place = gradients
-            said = f"gradients are NaN or infinite {place}, though the loss is a number: {_first(module, flags, names)}"
+            flags, names, moment = gradients
+            said = (
+                f"gradients are NaN or infinite {_place(trainer, moment)}, though the loss is a number: "
+                f"{_first(module, flags, names)}"
+            )
         elif broken_loss:
-            said = f"the loss is NaN or infinite {self._place(trainer)}: {self._diagnosis(trainer, module)}"
+            place = _place(trainer, self._moment(trainer))
+            said = f"the loss is NaN or infinite {place}: {self._diagnosis(trainer, module)}"
         else:
             said = f"the loss of another rank is NaN or infinite at step {trainer.global_step}"
         raise FloatingPointError(f"{said}; {_last_good(trainer)}; {REMEDIES}")
@@ -150,18 +158,37 @@ class FiniteLoss(Callback):
             return f"the first block whose output is no number is {block}"
         return "outputs of all blocks are numbers when the batch is run again, so it is the loss, or what was drawn"
 
-    def _place(self, trainer: Trainer) -> str:
-        batch, batch_idx = self._batch
-        place = f"at step {trainer.global_step} (epoch {trainer.current_epoch}, batch {batch_idx}"
-        rows = getattr(getattr(trainer.train_dataloader, "sampler", None), "rows", None)
-        if rows is not None:
-            numbers = rows(batch_idx)
-            place += f", rows {', '.join(map(str, numbers))} of the training data"
-        readable = getattr(trainer.lightning_module, "readable", None)
-        if readable is not None and batch is not None and (texts := readable(batch)):
-            shown = ", ".join(repr(text[:WIDTH] + "..." * (len(text) > WIDTH)) for text in texts[:NUM_ROWS])
-            place += f": {shown}{', ...' if len(texts) > NUM_ROWS else ''}"
-        return f"{place})"
+    def _moment(self, trainer: Trainer) -> "Moment":
+        return Moment(*self._batch, trainer.global_step, trainer.current_epoch)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Moment:
+    """When something was noted.
+
+    Attributes:
+        batch: The batch.
+        batch_idx: Its number in the epoch.
+        step: Optimizer steps done.
+        epoch: The epoch.
+    """
+
+    batch: Any
+    batch_idx: int
+    step: int
+    epoch: int
+
+
+def _place(trainer: Trainer, moment: Moment) -> str:
+    place = f"at step {moment.step} (epoch {moment.epoch}, batch {moment.batch_idx}"
+    rows = getattr(getattr(trainer.train_dataloader, "sampler", None), "rows", None)
+    if rows is not None:
+        place += f", rows {', '.join(map(str, rows(moment.batch_idx)))} of the training data"
+    readable = getattr(trainer.lightning_module, "readable", None)
+    if readable is not None and moment.batch is not None and (texts := readable(moment.batch)):
+        shown = ", ".join(repr(text[:WIDTH] + "..." * (len(text) > WIDTH)) for text in texts[:NUM_ROWS])
+        place += f": {shown}{', ...' if len(texts) > NUM_ROWS else ''}"
+    return f"{place})"
 
 
 def _first(module: LightningModule, flags: Flags, names: Iterable[str]) -> str:
