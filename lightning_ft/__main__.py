@@ -13,12 +13,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line without the program; None for that of the process.
 
     Returns:
-        0, or 2 where the input is wrong: what is wrong stands on stderr in one sentence, with ``--debug`` behind its
-        traceback.
+        0, 1 where training failed, or 2 where the input is wrong: what is wrong stands on stderr in one sentence, with
+        ``--debug`` behind its traceback.
+
+    Raises:
+        SystemExit: If a signal stopped it, with 128 and the signal's number, as shells have it.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
-    given = [argument for argument in given if argument != "--debug"]
+    debug, safe = "--debug" in given, "--safe" in given
+    given = [argument for argument in given if argument not in ("--debug", "--safe")]
 
     from lightning_ft.quiet import quiet
 
@@ -30,13 +33,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     sys.path.append(str(Path.cwd()))  # one's own classes beside the recipe, as with `python -m`
     try:
-        Command(expand(given))
+        Command(expand(given), safe=safe)
     except (ValueError, OSError, ImportError, MisconfigurationException) as error:
         if debug:
             traceback.print_exc()
             return 2
         print(f"lightning-ft: {one_sentence(error)}", file=sys.stderr)
         return 2
+    except (FloatingPointError, MemoryError) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"lightning-ft: {error or 'out of memory'}", file=sys.stderr)
+        return 1
     return 0
 
 

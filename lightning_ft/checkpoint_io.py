@@ -1,7 +1,6 @@
 """Checkpoints on disk: written whole or not at all, read without running anything in them."""
 
 import errno
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -11,6 +10,9 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor
+
+from lightning_ft.bounds import check_archive
+from lightning_ft_callbacks.whole_file import whole_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -30,16 +32,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
+            with whole_file(target) as partial, partial.open("wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(target)
         except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
             # torch reports a failed write as a RuntimeError of its zip writer, raised while handling the OSError
             cause = error if isinstance(error, OSError) else error.__context__
             if not isinstance(cause, OSError):
@@ -86,6 +83,7 @@ def load_tensors(file: Path) -> dict[str, Any]:
             return dict(load_file(file))
         except SafetensorError as error:
             raise ValueError(f"{str(file)!r} is cut short or no safetensors file ({error})") from error
+    check_archive(file)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

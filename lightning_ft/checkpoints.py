@@ -1,10 +1,16 @@
 """The checkpoints that a run keeps: the best one by its validation, and the last."""
 
 import os
+import shutil
+from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+
+from lightning_ft_callbacks.whole_file import whole_file
+
+LAST = "last.ckpt"
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -23,26 +29,34 @@ class BestCheckpoint(ModelCheckpoint):
             filename="best", monitor=monitor, mode=mode or ("min" if low else "max"), enable_version_counter=False
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps, with paths that begin at the folder of the checkpoints."""
+        return _moved(super().state_dict(), str(self.dirpath), ".")
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the best score of the run that is resumed, also where its folder was moved or is spelt another way.
 
         Lightning would forget it, and a worse checkpoint would take the best one's place.
         """
-        old, new = str(state_dict["dirpath"]), str(self.dirpath)
+        super().load_state_dict(_moved(state_dict, str(state_dict["dirpath"]), str(self.dirpath)))
 
-        def moved(path: str) -> str:
-            return new + path.removeprefix(old) if path.startswith(old) else path
 
-        paths = {key: moved(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
-        models = {moved(path): score for path, score in state_dict["best_k_models"].items()}
-        super().load_state_dict({**state_dict, **paths, "best_k_models": models, "dirpath": self.dirpath})
+def _moved(state: dict[str, Any], old: str, new: str) -> dict[str, Any]:
+    """Return a ModelCheckpoint's state with another folder."""
+
+    def moved(path: str) -> str:
+        return new + path.removeprefix(old) if path.startswith(old) else path
+
+    paths = {key: moved(state[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+    models = {moved(path): score for path, score in state["best_k_models"].items()}
+    return {**state, **paths, "best_k_models": models, "dirpath": new}
 
 
 class LastCheckpoint(Checkpoint):
     """Keeps ``last.ckpt``, from which ``--ckpt_path last`` resumes: at the end of each epoch, and as often as asked.
 
-    It is never saved between a batch and the validation behind it; resumed from there, Lightning leaves that
-    validation out.
+    Where Lightning is about to stop for SIGTERM it is saved too. It is never saved between a batch and the validation
+    behind it; resumed from there, Lightning leaves that validation out.
 
     Args:
         every_n_train_steps: Optimizer steps between two checkpoints within an epoch; None for none.
@@ -65,6 +79,21 @@ class LastCheckpoint(Checkpoint):
         own = self.dirpath or os.path.join(logged, "checkpoints")  # noqa: PTH118 - may be an address
         self.dirpath = trainer.strategy.broadcast(own)
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Take a newer checkpoint that the run is resumed from for the last one: a kill came before that was saved."""
+        resumed, last = trainer.ckpt_path, None if self.dirpath is None else Path(self.dirpath) / LAST
+        if (
+            resumed is None
+            or last is None
+            or not trainer.is_global_zero
+            or Path(resumed).parent.resolve() != last.parent.resolve()
+        ):
+            return
+        newer = not last.exists() or last.stat().st_mtime_ns < Path(resumed).stat().st_mtime_ns
+        if newer and Path(resumed).name != LAST:
+            with whole_file(last) as partial:
+                shutil.copyfile(resumed, partial)
+
     def on_train_batch_end(
         self,
         trainer: Trainer,
@@ -76,7 +105,11 @@ class LastCheckpoint(Checkpoint):
         """Save where a checkpoint is due and the epoch goes on, right behind a step: gradients are not saved."""
         step = trainer.global_step
         due = self.every_n_train_steps is not None and step % self.every_n_train_steps == 0
-        if not due or step == self._saved_at or batch_idx + 1 == trainer.num_training_batches:
+        if (
+            not (due or trainer.received_sigterm)
+            or step == self._saved_at
+            or batch_idx + 1 == trainer.num_training_batches
+        ):
             return
         every = trainer.val_check_batch
         seen = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
@@ -85,8 +118,8 @@ class LastCheckpoint(Checkpoint):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Save what was due before a validation in mid-epoch."""
-        if self._waits_for_validation:
+        """Save what was due before a validation in mid-epoch, or became so in it."""
+        if self._waits_for_validation or (trainer.received_sigterm and trainer.global_step != self._saved_at):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
@@ -97,4 +130,4 @@ class LastCheckpoint(Checkpoint):
         if self.dirpath is not None:
             self._saved_at = trainer.global_step
             self._waits_for_validation = False
-            trainer.save_checkpoint(f"{self.dirpath}/last.ckpt", weights_only=False)
+            trainer.save_checkpoint(f"{self.dirpath}/{LAST}", weights_only=False)

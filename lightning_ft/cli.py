@@ -1,30 +1,39 @@
 """The command: a LightningCLI whose runs have folders of their own and whose errors are one sentence."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from signal import Signals
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerTypeTuple
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.optim import Optimizer
 
 from lightning_ft.checkpoint_io import AtomicCheckpointIO, load_checkpoint
-from lightning_ft.checkpoints import BestCheckpoint, LastCheckpoint
+from lightning_ft.checkpoints import LAST, BestCheckpoint, LastCheckpoint
 from lightning_ft.config_errors import CLOSE, OPEN, explain
-from lightning_ft.metrics_csv import MetricsCSV, steps_logged
+from lightning_ft.graceful_stop import GracefulStop
+from lightning_ft.metrics_csv import Logged, LoggedRows, MetricsCSV
 from lightning_ft.module import FineTuner
+from lightning_ft.out_of_memory import advice, is_out_of_memory
 from lightning_ft.predictions import PredictionWriter
 from lightning_ft.recipe import build_data, check_head, fill, move_optimizer, rebuild_from
 from lightning_ft.results import print_results
 from lightning_ft.run_arguments import RUNS
+from lightning_ft.run_board import RunBoard
 from lightning_ft.run_config import RunConfig
 from lightning_ft.run_folder import CHECKPOINTS, discard_unused, new_run_folder, run_folder_of
+from lightning_ft.run_records import RunRecords
 from lightning_ft.trainer import FineTuningTrainer
+from lightning_ft.trusted_code import allow, denied_path, distrust, refusal
 from lightning_ft_callbacks import DiscriminativeLR as DiscriminativeLR  # a recipe may name the callbacks alone
+from lightning_ft_callbacks import FiniteLoss as FiniteLoss
 from lightning_ft_callbacks import FrozenPrefixCache as FrozenPrefixCache
 from lightning_ft_callbacks import GradualUnfreezing as GradualUnfreezing
 from lightning_ft_callbacks import LRFinder as LRFinder
@@ -44,6 +53,8 @@ class Parser(LightningArgumentParser):
         Raises:
             ValueError: Always.
         """
+        if denied_path(message) is not None:
+            raise ValueError(message) from ex
         sentence = explain(message, self, self.arguments)
         nested = self._subcommands_action is None
         raise ValueError(f"{OPEN}{sentence}{CLOSE}" if nested else sentence) from ex
@@ -57,12 +68,16 @@ class Command(LightningCLI):
 
     Args:
         arguments: The command line without the program.
+        safe: Whether to refuse classes that are none of this project, Lightning, torch and torchmetrics.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], *, safe: bool = False) -> None:
         Parser.arguments = arguments
+        self.safe = safe
+        self.arguments = list(arguments)
         self.run_folder: Path | None = None
-        self.last_step: int | None = None
+        self.stop: GracefulStop | None = None
+        self.logged: Logged | None = None
         super().__init__(
             FineTuner,
             LightningDataModule,
@@ -83,8 +98,25 @@ class Command(LightningCLI):
         return commands | {"plan": commands["fit"], "lr_find": commands["fit"]}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the arguments given; Lightning would warn that they are not ``sys.argv``."""
-        self.config = parser.parse_args(args)
+        """Parse the arguments given; Lightning would warn that they are not ``sys.argv``.
+
+        Raises:
+            ValueError: If they are wrong, or name somebody else's class, and that is to be refused.
+        """
+        distrust()
+        while True:
+            try:
+                self.config = parser.parse_args(args)
+            except ValueError as error:
+                path = denied_path(str(error))
+                if path is None:
+                    raise
+                if self.safe:
+                    raise ValueError(refusal(path)) from error
+                print(f"the recipe names {path}: importing it runs its code", file=sys.stderr, flush=True)
+                allow(path)
+            else:
+                return
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as the user gave it; Lightning would lay the checkpoint's over it, silently."""
@@ -118,7 +150,7 @@ class Command(LightningCLI):
         if config.get("ckpt_path"):
             checkpoint = load_checkpoint(config.ckpt_path)
             if self.subcommand in TRAINING:
-                self.last_step = steps_logged(checkpoint)
+                self.logged = Logged.of(checkpoint)
             else:
                 rebuild_from(config, checkpoint)
         elif self.subcommand not in TRAINING:
@@ -151,10 +183,13 @@ class Command(LightningCLI):
         if writes:
             self.run_folder = self._run_folder(Path(config.default_root_dir))
         self.save_config_kwargs = {"folder": self.run_folder}
-        if config.logger in (None, True):
+        if not writes:
+            config.logger = False if config.logger in (None, True) else config.logger
+        elif config.logger is not False:
             # other ranks have loggers too, which write nothing: callbacks ask for them on all ranks
             folder = self.run_folder or Path(config.default_root_dir) / f"rank_{_rank()}"
-            config.logger = self._loggers(folder) if writes else False
+            own = config.logger if isinstance(config.logger, list) else [config.logger]
+            config.logger = [*self._loggers(folder), *(logger for logger in own if isinstance(logger, Logger))]
         plugins = config.plugins if isinstance(config.plugins, list) else [config.plugins] if config.plugins else []
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins = [*plugins, AtomicCheckpointIO()]
@@ -175,6 +210,16 @@ class Command(LightningCLI):
             if (keeps or not isinstance(callback, BestCheckpoint | LastCheckpoint))
             and (self.subcommand == "predict" or not isinstance(callback, PredictionWriter))
         ]
+        if self.subcommand == "fit":
+            self.stop = GracefulStop()
+            watched = any(isinstance(callback, FiniteLoss) for callback in chosen)
+            chosen = [
+                *chosen,
+                *([] if watched else [FiniteLoss()]),
+                LoggedRows(),
+                RunRecords(self.run_folder, self.arguments),
+                self.stop,
+            ]
         try:
             return super()._instantiate_trainer(config, chosen)
         except RuntimeError as error:  # two callbacks of one class, for one
@@ -188,18 +233,30 @@ class Command(LightningCLI):
         return resumed or new_run_folder(root)
 
     def _loggers(self, folder: Path) -> list[Logger]:
-        next_step = None if self.last_step is None else self.last_step + 1
-        board = TensorBoardLogger(folder.parent, name="", version=folder.name, purge_step=next_step)
-        return [MetricsCSV(folder, self.last_step), board]
+        purge_step = None if self.logged is None else self.logged.next_step
+        return [MetricsCSV(folder, self.logged), RunBoard(folder, purge_step)]
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the command; a new run's folder goes where the run failed before it trained."""
         try:
             super()._run_subcommand(subcommand)
-        except BaseException:
-            if self.run_folder is not None and self.last_step is None:
+        except BaseException as error:
+            if self.run_folder is not None and self.logged is None:
                 discard_unused(self.run_folder)
+            if isinstance(error, SIGTERMException) and self.stop is not None and self.stop.asked is not None:
+                print(self._stopped(self.stop.asked), file=sys.stderr)
+                raise SystemExit(128 + self.stop.asked) from None
+            if is_out_of_memory(error):
+                raise MemoryError(advice(error, self.trainer, self._config)) from error
             raise
+
+    def _stopped(self, asked: Signals) -> str:
+        """Return the line that says how to go on with a run that was stopped."""
+        said = f"lightning-ft: stopped by {asked.name} behind step {self.trainer.global_step}"
+        checkpoint = None if self.run_folder is None else self.run_folder / CHECKPOINTS / LAST
+        if checkpoint is None or not checkpoint.exists():
+            return f"{said}; there is no checkpoint to go on from"
+        return f"{said}; go on with: lightning-ft fit --ckpt_path {checkpoint}"
 
     def before_fit(self) -> None:
         """Say where the run's files go."""

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -179,6 +180,8 @@ def _parameters(class_path: str) -> list[str]:
     """Return the parameters of a class, those that it hands on to its bases included."""
     try:
         found = next((vars(home)[class_path] for home in _homes() if class_path in vars(home)), None)
+        if found is None and class_path.rpartition(".")[0] not in sys.modules:
+            return []  # nothing is imported to explain an error
         found = found or import_class(class_path)
     except (ImportError, AttributeError, ValueError):
         return []

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lightning_ft.bounds import open_image
 from lightning_ft.targets import IGNORED as IGNORED
+from lightning_ft_callbacks.whole_file import whole_file
 
 LOSSY = {".jpg", ".jpeg", ".jpe", ".jfif"}
 
@@ -19,12 +21,12 @@ def read_mask(path: str) -> np.ndarray:
         OSError: If it cannot be read; names the file.
         ValueError: If it holds colours or no whole numbers, or is a JPEG, which changes the numbers of pixels.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
     if Path(path).suffix.lower() in LOSSY:
         raise ValueError(f"{path}: a JPEG does not keep the numbers of pixels; save masks as PNG")
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             mode, values = image.mode, np.asarray(image)
     except FileNotFoundError as error:
         raise OSError(f"{path}: no such file") from error
@@ -42,4 +44,18 @@ def write_mask(path: Path, classes: np.ndarray) -> None:
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(classes.astype(np.uint8 if classes.max(initial=0) < 256 else np.uint16)).save(path)
+    with whole_file(path) as partial:
+        image = Image.fromarray(classes.astype(np.uint8 if classes.max(initial=0) < 256 else np.uint16))
+        image.save(partial, format="PNG")
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Return the path of a file in a folder, or in one below it.
+
+    Raises:
+        ValueError: If the name leads out of the folder.
+    """
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"the name {name!r} leads out of the folder {str(folder)!r}")
+    return path

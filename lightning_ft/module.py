@@ -90,6 +90,13 @@ class FineTuner(LightningModule):
         """Return the head's prediction for a batch."""
         return self.head.predict_from(self.backbone(batch), batch)
 
+    def readable(self, batch: Batch) -> list[str]:
+        """Return the texts of a batch, one a sample, for messages; none where it has no texts."""
+        tokenizer = getattr(self.backbone, "tokenizer", None)
+        if tokenizer is None or "input_ids" not in batch:
+            return []
+        return tokenizer.batch_decode(batch["input_ids"], skip_special_tokens=True)
+
     @property
     def prefix_inputs(self) -> frozenset[str]:
         """Names of the entries of a batch that only the backbone's lowest blocks read: FrozenPrefixCache skips them."""

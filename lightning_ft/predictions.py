@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from lightning_ft.masks import write_mask
+from lightning_ft.masks import inside, write_mask
 
 
 class PredictionWriter(Callback):
@@ -71,7 +71,7 @@ class PredictionWriter(Callback):
         for number, (row, output) in enumerate(zip(rows, outputs, strict=True), self.num_rows):
             found = output["prediction"]
             if isinstance(found, Tensor):
-                mask = self.file.with_suffix("") / row.pop("name", f"{number}.png")
+                mask = inside(self.file.with_suffix(""), row.pop("name", f"{number}.png"))
                 write_mask(mask, found.numpy())
                 output["prediction"] = str(mask)
             self._write({**row, **output})

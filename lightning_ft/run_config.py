@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from lightning_ft.run_folder import CONFIG
+from lightning_ft_callbacks.whole_file import write_whole
 
 
 class RunConfig(SaveConfigCallback):
@@ -33,6 +34,4 @@ class RunConfig(SaveConfigCallback):
             return
         config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False, format="yaml"))
         config.pop("ckpt_path", None)
-        partial = self.folder / f".{CONFIG}.partial"
-        partial.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        partial.replace(self.folder / CONFIG)
+        write_whole(self.folder / CONFIG, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))

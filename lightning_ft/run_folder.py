@@ -11,6 +11,8 @@ from lightning_ft.checkpoint_io import is_whole
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"
 METRICS = "metrics.csv"
+ENVIRONMENT = "environment.txt"
+PLAN = "plan.txt"
 
 
 def new_run_folder(root: str | Path) -> Path:

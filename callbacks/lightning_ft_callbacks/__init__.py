@@ -3,6 +3,7 @@
 from lightning_ft_callbacks.blocks import Block as Block
 from lightning_ft_callbacks.blocks import BlockMap as BlockMap
 from lightning_ft_callbacks.discriminative_lr import DiscriminativeLR as DiscriminativeLR
+from lightning_ft_callbacks.finite_loss import FiniteLoss as FiniteLoss
 from lightning_ft_callbacks.freeze_schedule import FreezeSchedule as FreezeSchedule
 from lightning_ft_callbacks.gradual_unfreezing import GradualUnfreezing as GradualUnfreezing
 from lightning_ft_callbacks.lr_curve import LRCurve as LRCurve

@@ -2,11 +2,13 @@
 
 import warnings
 from collections.abc import Mapping
+from math import nan
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
 from lightning_ft_callbacks import finetuning_scheduler
 from lightning_ft_callbacks.block_callback import BlockCallback, at_full_rates
@@ -36,6 +38,9 @@ class GradualUnfreezing(BlockCallback):
             stay frozen: the base weights under LoRA.
         blocks: The blocks, as ``BlockMap.of`` takes them; None finds them.
 
+    Attributes:
+        plan: What each phase of the fit trains; None before it.
+
     Raises:
         ValueError: If ``ramp_steps`` is negative; and at the start of ``fit`` if the schedule does not fit the module
             or the trainer.
@@ -59,8 +64,10 @@ class GradualUnfreezing(BlockCallback):
         self.ramp_steps = ramp_steps
         self.restore_best = restore_best
         self.thaw_frozen = thaw_frozen
+        self.plan: FineTuningPlan | None = None
         self._fit: PhasedFit | None = None
         self._picture: PhasePicture | None = None
+        self._outputs: Any = None
         self._restored: dict[str, Any] | None = None
 
     @property
@@ -147,7 +154,9 @@ class GradualUnfreezing(BlockCallback):
         """Make sure of it in manual optimization, of whose backward passes only the batch's end is the end."""
         assert self._fit is not None
         self._fit.after_backward()
+        self._outputs = outputs
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._outputs = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Judge the phase by this validation, if its metric is one of that."""
@@ -168,11 +177,11 @@ class GradualUnfreezing(BlockCallback):
     def metrics(self, step: int, rates: Mapping[str, float]) -> dict[str, float]:
         """Return the phase's number, and remember the rates for the picture."""
         if self._picture is not None:
-            self._picture.add(step, rates)
+            self._picture.add(step, rates, _loss_of(self._outputs))
         return {"phase": float(self.phase)}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Draw the blocks' rates over the fit, ``phases.png``, beside what the first logger writes."""
+        """Draw losses and the blocks' rates over the fit, ``phases.png``, beside what the first logger writes."""
         folder = trainer.log_dir if trainer.loggers else None  # asked on all ranks, because it is broadcast
         if self._picture is not None and folder is not None and trainer.is_global_zero and Path(folder).is_dir():
             self._picture.draw(Path(folder) / "phases.png")
@@ -208,7 +217,7 @@ class GradualUnfreezing(BlockCallback):
         epochs, steps_per_epoch = fit_length(trainer)
         with at_full_rates(trainer):
             rates = self.peak_rates(trainer)
-        plan = FineTuningPlan.of(
+        self.plan = FineTuningPlan.of(
             module,
             schedule,
             blocks=self.block_map,
@@ -220,7 +229,7 @@ class GradualUnfreezing(BlockCallback):
             cached_samples=_cached_samples(trainer),
         )
         if trainer.is_global_zero:
-            plan.show()
+            self.plan.show()
 
     def _go_on(self) -> None:
         """Take up the checkpoint's phase."""
@@ -243,6 +252,12 @@ class GradualUnfreezing(BlockCallback):
     def _release(self) -> None:
         if self._fit is not None:
             self._fit.release()
+
+
+def _loss_of(outputs: Any) -> float:
+    """Return the loss of what a training step gave; NaN where it gave none."""
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    return loss.item() if isinstance(loss, Tensor) and loss.numel() == 1 else nan
 
 
 def _cached_samples(trainer: Trainer) -> int | None:

@@ -14,6 +14,7 @@ import torch
 from lightning_ft_callbacks.sample_shapes import SampleShape
 from lightning_ft_callbacks.sample_store import INDEX, SEGMENT, open_index
 from lightning_ft_callbacks.storage import NUM_SEGMENTS, writer_of
+from lightning_ft_callbacks.whole_file import sync, write_whole
 
 MANIFEST = "manifest.json"
 
@@ -110,14 +111,8 @@ def finish(folder: Path, described: dict[str, Any], target: Path, num_samples: i
         return
     files = {path.name: _checksum(path) for path in sorted(folder.glob("*.bin"))}
     for name in files:
-        with (folder / name).open("rb") as file:
-            os.fsync(file.fileno())
-    part = folder / f"{MANIFEST}.part"
-    with part.open("w") as file:
-        json.dump({"store": described, "num_held": held, "files": files}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.rename(folder / MANIFEST)
+        sync(folder / name)
+    write_whole(folder / MANIFEST, json.dumps({"store": described, "num_held": held, "files": files}))
     try:
         if target.exists():
             target.rename(folder.with_name(f"{folder.name}-before"))  # which goes with the fit's folder

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
 from lightning_ft_callbacks.lr_curve import LRCurve
+from lightning_ft_callbacks.whole_file import whole_file, write_whole
 
 FILE, PICTURE = "lr_finder.json", "lr_finder.png"
 
@@ -67,13 +68,12 @@ class LRReport:
         if folder is not None:
             place = Path(folder)
             place.mkdir(parents=True, exist_ok=True)
-            temporary = place / f".{FILE}.part"
-            temporary.write_text(json.dumps({"tests": self.entries}, indent=1) + "\n")
-            temporary.replace(place / FILE)
+            write_whole(place / FILE, json.dumps({"tests": self.entries}, indent=1) + "\n")
             picture = place / (PICTURE if len(self.entries) == 1 else f"lr_finder_phase_{phase}.png")
             figure = draw(curve, method, found)
             if figure is not None:
-                figure.savefig(picture, dpi=120)
+                with whole_file(picture) as partial:
+                    figure.savefig(partial, dpi=120, format="png")
                 _log(trainer, figure, picture)
 
 

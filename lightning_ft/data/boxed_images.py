@@ -6,6 +6,8 @@ from difflib import get_close_matches
 from math import isfinite
 from typing import Any
 
+from lightning_ft.bounds import open_image
+
 Box = tuple[float, float, float, float]
 
 TURNED = (5, 6, 7, 8)  # EXIF orientations in which height and width change places
@@ -141,9 +143,10 @@ def check_names(images: Sequence[BoxedImage], names: Iterable[str], place: str) 
 
 def upright_size(path: str) -> tuple[int, int]:
     """Return width and height [pixel] of an image as it is seen, read from its header."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        width, height = image.size
-        turned = image.getexif().get(ORIENTATION) in TURNED
+    try:
+        with open_image(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(ORIENTATION) in TURNED
+    except OSError as error:
+        raise OSError(f"{path}: {error}") from error
     return (height, width) if turned else (width, height)

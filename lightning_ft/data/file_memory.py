@@ -3,11 +3,12 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from lightning_ft_callbacks.whole_file import write_whole
 
 
 def memory_of(files: Sequence[str], kind: str) -> Path:
@@ -46,6 +47,4 @@ def remember(memory: Path, outcome: dict[str, Any]) -> None:
     """Keep what a check found."""
     with suppress(OSError):  # a home that cannot be written costs time, never the run
         memory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=memory.parent, delete=False, encoding="utf-8") as file:
-            json.dump(outcome, file)
-        Path(file.name).replace(memory)
+        write_whole(memory, json.dumps(outcome))

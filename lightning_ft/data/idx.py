@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lightning_ft.bounds import check_size
+
 UNSIGNED_BYTE = 0x08
 
 
@@ -39,6 +41,7 @@ def read_idx(path: Path, place: str, *, num_dims: int) -> np.ndarray:
             content = bytearray()
             while chunk := file.read(min(1 << 20, size + 1 - len(content))):
                 content += chunk
+                check_size(len(content), path, place)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{place}: {path.name!r} is damaged: {error}") from error
     if len(content) != size or not size:

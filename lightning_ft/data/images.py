@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lightning_ft.bounds import open_image
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -99,12 +101,12 @@ def read_image(path: str, *, draft: bool = False) -> "Image.Image":
         draft: Whether to read a JPEG at an eighth of its size, which still meets every byte of it.
 
     Raises:
-        OSError: If it cannot be read; names the file.
+        OSError: If it cannot be read, or claims to be too large; names the file.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if draft:
                 image.draft(None, (1, 1))
             image.load()

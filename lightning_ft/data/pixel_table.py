@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lightning_ft.bounds import check_unpacked
 from lightning_ft.extras import require
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def _numbers(
     path: Path, separator: str, num_columns: int, *, has_header: bool, label: int | None, place: str
 ) -> "Table":
     """Read the columns, pixels as float32."""
+    check_unpacked(path, place)
     arrow, arrow_csv = (
         require(module, extra="vision", needed_by="ImageClassificationData") for module in ("pyarrow", "pyarrow.csv")
     )

@@ -70,6 +70,10 @@ class EpochSampler(DistributedSampler):
         for batch in mine[start_batch if self.epoch == epoch else 0 :]:
             yield from batch.tolist()
 
+    def rows(self, batch_idx: int) -> list[int]:
+        """Return the samples of a batch of the epoch, by its number in the whole epoch."""
+        return self._share(self._batches()[batch_idx]).tolist()
+
     def _batches(self) -> list[np.ndarray]:
         """Cut the epoch's order into batches for all ranks together; only the last may be smaller."""
         size = self.batch_size * self.num_replicas

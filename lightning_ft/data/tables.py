@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning_ft.bounds import check_unpacked
 from lightning_ft.extras import require
 from lightning_ft.resources import existing, nearest_path, resolve
 
@@ -106,6 +107,7 @@ def _file(datasets: Any, path: Path, what: str) -> "Dataset":
         )
     if path.stat().st_size == 0:
         raise ValueError(f"{what} {str(path)!r} is empty")
+    check_unpacked(path, what)
     suffix = suffixes[-1].lower()
     options: dict[str, Any] = {"sep": "\t"} if suffix in (".tsv", *ATOMIC) else {}
     try:

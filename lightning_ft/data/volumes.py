@@ -1,11 +1,13 @@
 """VolumeSlices: slices of three-dimensional images in NIfTI files, and their masks."""
 
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lightning_ft.bounds import BoundError, check_size
 from lightning_ft.data.masked_images import MaskedImages
 from lightning_ft.extras import require
 
@@ -142,7 +144,11 @@ def _read(file: Path, place: str) -> np.ndarray:
     """Return a volume with the axes of a body, shape (right, front, top)."""
     nibabel: Any = require("nibabel", extra="volumes", needed_by="SegmentationData")
     try:
-        volume = np.asanyarray(nibabel.as_closest_canonical(nibabel.load(file)).dataobj)
+        image = nibabel.load(file)
+        check_size(prod(image.shape) * np.dtype(np.float64).itemsize, file, place)  # scaled, they are such numbers
+        volume = np.asanyarray(nibabel.as_closest_canonical(image).dataobj)
+    except BoundError:
+        raise
     except (OSError, EOFError, ValueError, nibabel.filebasedimages.ImageFileError) as error:
         raise ValueError(f"{place}: {str(file)!r} cannot be read as a NIfTI file: {error}") from error
     if volume.ndim != 3:

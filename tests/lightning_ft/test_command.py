@@ -175,7 +175,7 @@ def test_a_resumed_run_that_was_moved_knows_its_best_score(run: Path, tmp_path: 
     (state,) = [state for name, state in callbacks.items() if name.startswith("BestCheckpoint")]
     losses = [float(row["val/loss"]) for row in csv.DictReader(text.splitlines()) if row["val/loss"]]
     assert state["best_model_score"].item() == pytest.approx(min(losses))
-    assert state["best_model_path"] == str(copy / "checkpoints" / "best.ckpt")
+    assert state["best_model_path"] == "./best.ckpt"  # wherever the folder is
 
 
 def test_a_rate_that_a_resumed_run_would_not_train_with_is_refused(

@@ -48,7 +48,6 @@ def test_lr_find_tells_the_rate_and_trains_nothing(command: Any, recipe: Any, tm
     assert f"run folder: runs/{run.name}" in result.out
     assert {path.name for path in run.iterdir() if "tfevents" not in path.name} == {
         "config.yaml",
-        "hparams.yaml",
         "lr_finder.json",
         "lr_finder.png",
     }
