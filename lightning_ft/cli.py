@@ -19,7 +19,7 @@ from lightning_ft.metrics_csv import MetricsCSV, steps_logged
 from lightning_ft.module import FineTuner, check_same_model
 from lightning_ft.predictions import PredictionWriter
 from lightning_ft.recipe import build_data, check_head, fill, move_optimizer, rebuild_from
-from lightning_ft.results import print_results
+from lightning_ft.results import print_results, save_results
 from lightning_ft.run_arguments import RUNS
 from lightning_ft.run_config import RunConfig
 from lightning_ft.run_folder import CHECKPOINTS, discard_unused, new_run_folder, run_folder_of
@@ -63,6 +63,7 @@ class Command(LightningCLI):
         Parser.arguments = arguments
         self.run_folder: Path | None = None
         self.last_step: int | None = None
+        self.tested_step = 0
         super().__init__(
             FineTuner,
             LightningDataModule,
@@ -120,6 +121,7 @@ class Command(LightningCLI):
             if self.subcommand in TRAINING:
                 self.last_step = steps_logged(checkpoint)
             else:
+                self.tested_step = checkpoint["global_step"]
                 rebuild_from(config, checkpoint)
         elif self.subcommand not in TRAINING:
             raise ValueError(f"{self.subcommand} needs a trained model: give --run RUN_FOLDER or --ckpt_path FILE")
@@ -225,8 +227,13 @@ class Command(LightningCLI):
     def after_test(self) -> None:
         """Print each metric on a line of its own, the confusion matrix, and the run's folder."""
         if _rank() == 0:
-            print_results(self.trainer, self.model, "test" if self.subcommand == "test" else "val")
-            print(f"run folder: {run_folder_of(self._config.ckpt_path) or 'none'}")
+            stage = "test" if self.subcommand == "test" else "val"
+            print_results(self.trainer, self.model, stage)
+            folder = run_folder_of(self._config.ckpt_path)
+            whole = getattr(self.trainer, f"limit_{stage}_batches") in (None, 1.0)
+            if folder is not None and whole and not self._config.trainer.fast_dev_run:
+                save_results(folder, stage, self.trainer, Path(self._config.ckpt_path), self.tested_step)
+            print(f"run folder: {folder or 'none'}")
 
     def after_predict(self) -> None:
         """Say where the predictions are."""

@@ -1,0 +1,73 @@
+"""What turns a text or an image into a model's input, as an exported folder holds it."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from lightning_ft.export.format import label_names, max_length
+from lightning_ft.extras import require
+from lightning_ft.finished_run import FinishedRun
+
+
+def write_tokenizer(run: FinishedRun, folder: Path) -> bool:
+    """Write the tokenizer's files, with the length after which the run cut texts; tell whether there is one."""
+    tokenizer = tokenizer_of(run)
+    if tokenizer is None:
+        return False
+    own = deepcopy(tokenizer)
+    if (limit := max_length(run)) is not None:
+        own.model_max_length = min(limit, own.model_max_length)
+    own.save_pretrained(folder)
+    return True
+
+
+def tokenizer_of(run: FinishedRun) -> Any:
+    """Return the tokenizer that the run's texts went through; None for images."""
+    chosen = getattr(run.data, "tokenizer", None)
+    if chosen is not None:
+        return run.data._tokenizer()
+    return getattr(run.model.backbone, "tokenizer", None)
+
+
+def image_config(run: FinishedRun) -> dict[str, Any] | None:
+    """Return what the run's images were made to be, in timm's words; None for texts."""
+    config: Mapping[str, Any] | None = getattr(run.model.backbone, "data_config", None)
+    if config is None:
+        return None
+    size = getattr(run.data, "image_size", None)
+    changed = {"input_size": (config["input_size"][0], size, size)} if size else {}
+    return {**config, **changed}
+
+
+def write_image_processor(run: FinishedRun, folder: Path) -> None:
+    """Write ``preprocessor_config.json`` for transformers: resize, crop, scale and normalise as the run did."""
+    config = image_config(run)
+    assert config is not None
+    transformers = require("transformers", extra="text", needed_by="export")
+    height, width = config["input_size"][1:]
+    processor = transformers.CLIPImageProcessor(  # the shorter side is scaled, and the middle taken
+        size={"shortest_edge": int(height / (config.get("crop_pct") or 1.0))},
+        crop_size={"height": height, "width": width},
+        image_mean=list(config["mean"]),
+        image_std=list(config["std"]),
+        resample={"nearest": 0, "bicubic": 3}.get(config.get("interpolation") or "bicubic", 2),
+        do_convert_rgb=True,
+    )
+    processor.save_pretrained(folder)
+
+
+def description(run: FinishedRun) -> dict[str, Any]:
+    """Return what a folder's ``config.json`` says of inputs and labels beside the model itself."""
+    found: dict[str, Any] = {"task": task_of(run), "label_names": label_names(run)}
+    if tokenizer_of(run) is not None:
+        found["max_length"] = max_length(run)
+    elif (config := image_config(run)) is not None:
+        found["image"] = {**config, "input_size": list(config["input_size"])}
+    return found
+
+
+def task_of(run: FinishedRun) -> str:
+    """Return what the run learnt, as ``Labels.task`` names it."""
+    head = run.model.head
+    return getattr(head, "task", None) or head.tasks[0]
