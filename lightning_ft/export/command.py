@@ -206,8 +206,5 @@ def _sync(folder: Path) -> None:
 
 def _others(run: FinishedRun, name: str) -> str:
     """Return the formats that are not refused, for a message."""
-    others = [
-        other for other, kind in FORMATS.items() if other != name and kind(run).refusal() is None
-        and not (other in ("transformers", "timm") and name in ("transformers", "timm"))
-    ]  # fmt: skip
-    return f"formats that can: {', '.join(others)}"
+    others = [other for other, kind in FORMATS.items() if other != name and kind(run).refusal() is None]
+    return f"formats for it: {', '.join(others)}"

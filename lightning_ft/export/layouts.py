@@ -164,7 +164,9 @@ def _exponent(trunk: nn.Module) -> int | None:
 
 
 def _last_norm(trunk: nn.Module) -> nn.LayerNorm | None:
-    norms = [part for part in trunk.children() if isinstance(part, nn.LayerNorm)]
+    """Return the normalisation behind a trunk's layers, if it has a bias."""
+    named = [(name, part) for name, part in trunk.named_modules() if isinstance(part, nn.LayerNorm)]
+    norms = [part for name, part in named if not any(step.isdigit() for step in name.split("."))]
     return norms[-1] if norms and norms[-1].bias is not None else None
 
 

@@ -33,8 +33,7 @@ class OnnxFile(Format):
         model = torch.onnx.export(program, input_names=names, output_names=["logits"], dynamo=True, verbose=False)
         assert model is not None
         model.save(str(folder / MODEL))
-        inputs = {value.name: [str(size) for size in value.shape or ()] for value in model.model.graph.inputs}
-        write_json(folder / CONFIG, {"inputs": inputs, "outputs": ["logits"], **description(self.run)})
+        write_json(folder / CONFIG, {"inputs": names, "outputs": ["logits"], **description(self.run)})
         write_tokenizer(self.run, folder)
         if "pixel_values" in names and not sizes:
             self.notes.append("Images are of the size in config.json; the number of images is free.")

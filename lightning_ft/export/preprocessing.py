@@ -1,10 +1,15 @@
 """What turns a text or an image into a model's input, as an exported folder holds it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
+from lightning_ft.data.image_transforms import image_transform
+from lightning_ft.export.check import NotEqualError
 from lightning_ft.export.format import label_names, max_length
 from lightning_ft.extras import require
 from lightning_ft.finished_run import FinishedRun
@@ -55,6 +60,31 @@ def write_image_processor(run: FinishedRun, folder: Path) -> None:
         do_convert_rgb=True,
     )
     processor.save_pretrained(folder)
+
+
+def check_images(run: FinishedRun, transform: Callable[[Any], Tensor], *, at_most: float) -> float:
+    """Return how far an exported folder's transform is from the run's, on an image of noise.
+
+    Args:
+        run: The run.
+        transform: From an RGB image to a tensor, shape (3, height, width).
+        at_most: The largest difference that is allowed, in units of the normalised pixels.
+
+    Raises:
+        NotEqualError: If they differ by more.
+    """
+    from PIL import Image
+
+    config = image_config(run)
+    assert config is not None
+    height, width = config["input_size"][1:]
+    noise = np.random.default_rng(0).integers(0, 256, (height + 37, 2 * width + 11, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    ours, theirs = image_transform(config, image_size=None, augment=False)(image), transform(image)
+    apart = (ours - theirs).abs().max().item() if ours.shape == theirs.shape else float("inf")
+    if not apart <= at_most:
+        raise NotEqualError(f"what the folder makes of an image differs from what the run made of it by {apart:.2g}")
+    return apart
 
 
 def description(run: FinishedRun) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_ft.export.format import Format, label_names
 from lightning_ft.export.layouts import Classifier
-from lightning_ft.export.preprocessing import image_config
+from lightning_ft.export.preprocessing import check_images, image_config
 from lightning_ft.export.rows import Batch
 from lightning_ft.extras import require
 
@@ -66,6 +66,7 @@ class TimmFolder(Format):
         model = timm.create_model(self._architecture, num_classes=number, checkpoint_path=str(folder / WEIGHTS)).eval()
         other = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
         dtype = next(other.parameters()).dtype
+        check_images(self.run, timm.data.create_transform(**timm.data.resolve_model_data_config(other)), at_most=0.0)
 
         def predict(batch: Batch) -> Tensor:
             images = batch["pixel_values"]

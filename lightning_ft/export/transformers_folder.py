@@ -12,7 +12,13 @@ from torch import Tensor
 from lightning_ft.export.check import NotEqualError, difference
 from lightning_ft.export.format import Format, inputs_of, label_names
 from lightning_ft.export.layouts import Classifier, layouts
-from lightning_ft.export.preprocessing import task_of, tokenizer_of, write_image_processor, write_tokenizer
+from lightning_ft.export.preprocessing import (
+    check_images,
+    task_of,
+    tokenizer_of,
+    write_image_processor,
+    write_tokenizer,
+)
 from lightning_ft.export.rows import Batch
 from lightning_ft.extras import require
 
@@ -30,6 +36,8 @@ PROBLEMS = {
     "multilabel": "multi_label_classification",
     "regression": "regression",
 }
+
+PIXELS = 0.1  # in units of normalised pixels: image libraries round and filter differently
 
 
 class TransformersFolder(Format):
@@ -76,6 +84,12 @@ class TransformersFolder(Format):
         """Load the folder by its Auto class."""
         transformers = require("transformers", extra="text", needed_by="export")
         model = getattr(transformers, self.auto_class).from_pretrained(folder, local_files_only=True).eval()
+        if self._kind == "ImageClassification":
+            make = transformers.AutoImageProcessor.from_pretrained(folder)
+            apart = check_images(
+                self.run, lambda image: make(images=image, return_tensors="pt")["pixel_values"][0], at_most=PIXELS
+            )
+            self.notes.append(f"Pixels of its image processor differ by {apart:.1g} at most from those of the run's.")
 
         def predict(batch: Batch) -> Tensor:
             inputs = inputs_of(self.run, batch)
@@ -153,6 +167,8 @@ class TransformersFolder(Format):
         config.label2id = {name: number for number, name in enumerate(names)}
         if (problem := PROBLEMS.get(task_of(self.run))) is not None:
             config.problem_type = problem
+        if getattr(config, "classifier_activation", None) is True:
+            config.classifier_activation = False  # MobileBERT's first token as it is, without dense layer and tanh
         tokenizer = tokenizer_of(self.run)
         if tokenizer is not None and getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = tokenizer.pad_token_id
@@ -165,10 +181,11 @@ class TransformersFolder(Format):
 
     def _no_place(self, whole: Any, least: float) -> str:
         head = self.run.model.head
-        hidden = " and a hidden layer" if Classifier.of(head).hidden is not None else ""
-        pooled = f"pooling={head.pooling!r}{hidden}" if hasattr(head, "pooling") else f"it has{hidden or ' no such'}"
+        parts = [f"pooling={head.pooling!r}"] if hasattr(head, "pooling") else []
+        parts += ["a hidden layer"] if Classifier.of(head).hidden is not None else []
+        with_them = f" with {' and '.join(parts)}" if parts else ""
         apart = "" if least == float("inf") else f" (what comes nearest differs by {least:.2g})"
         return (
             f"{type(whole).__name__} cannot be this run's model: no weights of its classification layers give what "
-            f"{type(head).__name__} with {pooled} does{apart}"
+            f"{type(head).__name__}{with_them} does{apart}"
         )
