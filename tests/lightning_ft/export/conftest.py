@@ -1,5 +1,6 @@
 """Finished runs to export: short fits of small models on real formats of data."""
 
+import json
 import os
 import random
 import shutil
@@ -11,6 +12,7 @@ import torch
 import yaml
 
 from lightning_ft.__main__ import main
+from lightning_ft.export.command import export
 from lightning_ft.finished_run import FinishedRun, finished_run
 
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
@@ -48,8 +50,6 @@ def mails(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for label in LABELS
         for _ in range(14)
     ]
-    import json
-
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
 
@@ -140,6 +140,21 @@ def timm_run(fit: Callable[..., Path], images: Path) -> Path:
             },
         }
     )
+
+
+@pytest.fixture(scope="session")
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function from a run's fixture and a format to the exported folder, which is written once."""
+    folders: dict[tuple, Path] = {}
+
+    def folder(run: str, name: str, dtype: str = "float32") -> Path:
+        key = (run, name, dtype)
+        if key not in folders:
+            target = tmp_path_factory.mktemp("exported") / name
+            folders[key], _, _ = export(request.getfixturevalue(run), name, output=target, dtype=dtype)
+        return folders[key]
+
+    return folder
 
 
 @pytest.fixture
