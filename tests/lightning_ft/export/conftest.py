@@ -76,7 +76,7 @@ def cls_run(fit: Callable[..., Path], tiny_bert: Path, mails: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def mean_run(fit: Callable[..., Path], tiny_bert: Path, mails: Path) -> Path:
-    """Return a run of BERT with the mean of the tokens, compiled and in bfloat16."""
+    """Return a run of BERT with the mean of the tokens and a hidden layer, in bfloat16."""
     return fit(_text(tiny_bert, mails, {"pooling": "mean", "hidden_size": 8}), "--trainer.precision=bf16-mixed")
 
 

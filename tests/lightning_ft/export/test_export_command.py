@@ -94,7 +94,7 @@ def test_a_full_disk_leaves_what_was_there(command: Callable, cls_run: Path, tmp
     ("arguments", "said"),
     [
         (("{cls_run}", "--format=tims"), "expected transformers, timm, safetensors, onnx, torch, peft, but got 'tims'"),
-        (("{cls_run}", "--fromat=timm"), "no key 'fromat'; did you mean 'format'?"),
+        (("{cls_run}", "--fromat=timm"), "no option --fromat; did you mean '--format'?"),
         (("{cls_run}", "--format=timm"), "--format timm: TransformersBackbone is no model of timm; formats for it: tr"),
         (("{timm_run}", "--format=transformers"), "TimmBackbone is no model of transformers; formats for it: timm"),
         (("{cls_run}", "--format=peft"), "--format peft: the run trained no adapters: its backbone has no lora"),
