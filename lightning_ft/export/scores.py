@@ -37,8 +37,9 @@ def scores_of(run: FinishedRun) -> list[Score]:
 
 
 def _validation(run: FinishedRun) -> list[Score]:
-    file = run.folder / METRICS
-    if not file.is_file():
+    file, trainer = run.folder / METRICS, run.config.get("trainer") or {}
+    partly = trainer.get("limit_val_batches") not in (None, 1.0) or trainer.get("overfit_batches")
+    if partly or not file.is_file():  # a score of some batches is none of the rows that the card names
         return []
     step = str(run.saved["global_step"] - 1)  # Lightning counts the steps of its logs from 0
     with file.open(newline="", encoding="utf-8") as stream:

@@ -10,7 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_ft import FineTuner, SequenceClassificationHead, TokenClassificationHead, TransformersBackbone
+from lightning_ft import (
+    FineTuner,
+    ImageClassificationHead,
+    SequenceClassificationHead,
+    TokenClassificationHead,
+    TransformersBackbone,
+)
 from lightning_ft.export.check import NotEqualError, check_equal, outputs
 from lightning_ft.export.transformers_folder import TransformersFolder
 from lightning_ft.finished_run import FinishedRun
@@ -129,6 +135,33 @@ def test_a_classifier_of_tokens_fits(
     name: str, run_of: Callable[..., FinishedRun], batches: list[dict[str, Tensor]]
 ) -> None:
     assert written(run_of(name, partial(TokenClassificationHead, num_classes=5)), batches) <= 1e-5
+
+
+VISION: dict[str, tuple[dict[str, Any], Any]] = {
+    "vit": (
+        SIZE | {"image_size": 32, "patch_size": 8},
+        partial(SequenceClassificationHead, num_classes=3, pooling="cls"),
+    ),
+    "resnet": (
+        {"embedding_size": 16, "hidden_sizes": [16, 32], "depths": [1, 1], "layer_type": "basic"},
+        partial(ImageClassificationHead, num_classes=3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_a_classifier_of_images_fits_with_its_image_processor(name: str, tmp_path: Path) -> None:
+    from transformers import AutoConfig, ViTImageProcessor
+
+    options, head = VISION[name]
+    AutoConfig.for_model(name, **options).save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=[0.4] * 3, image_std=[0.2] * 3).save_pretrained(
+        tmp_path
+    )
+    torch.manual_seed(0)
+    model = FineTuner(TransformersBackbone(str(tmp_path), pretrained=False), head).eval()
+    run = FinishedRun(tmp_path, {}, tmp_path, {}, model, SimpleNamespace(image_size=None))
+    assert written(run, [{"pixel_values": torch.randn(number, 3, 32, 32)} for number in (3, 1)]) <= 1e-5
 
 
 def test_tanh_changes_nothing_where_states_are_scaled_as_bert_has_them() -> None:
