@@ -16,6 +16,7 @@ from lightning_ft.export.format import Format
 from lightning_ft.export.model_card import write_card
 from lightning_ft.export.onnx_file import OnnxFile
 from lightning_ft.export.peft_adapter import PeftAdapter
+from lightning_ft.export.preprocessing import check_tokenizer
 from lightning_ft.export.rows import real_batches
 from lightning_ft.export.tensors_folder import TensorsFolder
 from lightning_ft.export.timm_folder import TimmFolder
@@ -28,6 +29,7 @@ FORMATS: dict[str, type[Format]] = {
     kind.name: kind for kind in (TransformersFolder, TimmFolder, TensorsFolder, OnnxFile, TorchProgram, PeftAdapter)
 }
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+TOKENIZER = "tokenizer_config.json"
 # tried in this order where none is asked for
 BY_DEFAULT = (TransformersFolder, TimmFolder, TensorsFolder)
 
@@ -158,6 +160,8 @@ def _written(one: Format, target: Path, batches: Any, wanted: Any, dtype: torch.
         found = check_equal(
             one.reader(partial), batches, wanted, tolerance=tolerance, what=f"what was written as {one.name}"
         )
+        if (partial / TOKENIZER).is_file():
+            check_tokenizer(one.run, partial, batches)
         write_card(one, partial, name=target.name, difference=found, num_rows=sum(map(len, wanted)), dtype=dtype)
         _sync(partial)
         _replace(partial, target)

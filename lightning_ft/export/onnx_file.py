@@ -32,6 +32,9 @@ class OnnxFile(Format):
         program, names, _, sizes = traced(self.run, batches)
         model = torch.onnx.export(program, input_names=names, output_names=["logits"], dynamo=True, verbose=False)
         assert model is not None
+        for graph in (model.model.graph, *model.model.functions.values()):
+            for node in graph.all_nodes():
+                node.metadata_props.clear()  # places in files of this machine
         model.save(str(folder / MODEL))
         write_json(folder / CONFIG, {"inputs": names, "outputs": ["logits"], **description(self.run)})
         write_tokenizer(self.run, folder)

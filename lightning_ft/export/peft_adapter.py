@@ -71,12 +71,13 @@ class PeftAdapter(Format):
 
     def usage(self, folder: str) -> str:
         """Return lines that load it."""
+        backbone = self.run.model.backbone
+        arguments = repr(self._base or "the folder or run that this one began with")
+        if hasattr(backbone, "pyramid"):
+            arguments += f", pyramid={backbone.pyramid}"
         return (
-            "from lightning_ft import TransformersBackbone\nfrom peft import PeftModel\n\n"
-            if hasattr(self.run.model.backbone, "tokenizer")
-            else "from lightning_ft import TimmBackbone\nfrom peft import PeftModel\n\n"
-        ) + (
-            f"base = {type(self.run.model.backbone).__name__}({self._base!r}).model  # or the AutoModel of that name\n"
+            f"from lightning_ft import {type(backbone).__name__}\nfrom peft import PeftModel\n\n"
+            f"base = {type(backbone).__name__}({arguments}).model\n"
             f"model = PeftModel.from_pretrained(base, {folder!r})"
         )
 
@@ -90,9 +91,10 @@ class PeftAdapter(Format):
 
     @property
     def _base(self) -> str | None:
-        """The backbone's name; None for a folder of this machine."""
-        name = (self.run.config["model"]["backbone"].get("init_args") or {}).get("name", "")
-        return None if Path(name).is_absolute() or name.startswith((".", "~")) else name
+        """The backbone's address in a package or name on a hub; None for a file or folder of this machine."""
+        name = str((self.run.config["model"]["backbone"].get("init_args") or {}).get("name", ""))
+        local = name.startswith((".", "~", "/")) or Path(name).exists()
+        return None if local else name
 
 
 def _configs(model: nn.Module) -> list[Any]:

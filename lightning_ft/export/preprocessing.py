@@ -1,6 +1,6 @@
 """What turns a text or an image into a model's input, as an exported folder holds it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_ft.data.image_transforms import image_transform
 from lightning_ft.export.check import NotEqualError
 from lightning_ft.export.format import label_names, max_length
+from lightning_ft.export.rows import Batch
 from lightning_ft.extras import require
 from lightning_ft.finished_run import FinishedRun
 
@@ -43,6 +44,26 @@ def image_config(run: FinishedRun) -> dict[str, Any] | None:
     size = getattr(run.data, "image_size", None)
     changed = {"input_size": (config["input_size"][0], size, size)} if size else {}
     return {**config, **changed}
+
+
+def check_tokenizer(run: FinishedRun, folder: Path, batches: Sequence[Batch]) -> None:
+    """Raise unless a folder's tokenizer makes of texts what the run's does.
+
+    Args:
+        run: The run.
+        folder: The folder, with a tokenizer.
+        batches: Real batches; their tokens are the texts.
+
+    Raises:
+        NotEqualError: If it makes other tokens, with the first text.
+    """
+    transformers = require("transformers", extra="text", needed_by="export")
+    tokenizer, limit = tokenizer_of(run), max_length(run)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    for text in (text for batch in batches for text in tokenizer.batch_decode(batch["input_ids"])):
+        cut = tokenizer(text, truncation=limit is not None, max_length=limit)["input_ids"]
+        if cut != theirs(text, truncation=limit is not None)["input_ids"]:
+            raise NotEqualError(f"the folder's tokenizer makes other tokens than the run's of {text!r}")
 
 
 def write_image_processor(run: FinishedRun, folder: Path) -> None:
@@ -100,4 +121,4 @@ def description(run: FinishedRun) -> dict[str, Any]:
 def task_of(run: FinishedRun) -> str:
     """Return what the run learnt, as ``Labels.task`` names it."""
     head = run.model.head
-    return getattr(head, "task", None) or head.tasks[0]
+    return getattr(head, "task", None) or next(iter(head.tasks), type(head).__name__)

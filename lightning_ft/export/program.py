@@ -90,3 +90,10 @@ def traced(run: FinishedRun, batches: Any) -> tuple[torch.export.ExportedProgram
         f"torch cannot trace {type(run.model.backbone.model).__name__} (attention {attention}): "
         f"{str(failure).strip().splitlines()[0]}"
     ) from failure
+
+
+def _forget_places(program: torch.export.ExportedProgram) -> None:
+    """Take out of a program in which files of this machine its operations were written."""
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)

@@ -65,6 +65,8 @@ class TransformersFolder(Format):
             return f"{type(backbone).__name__} is no model of transformers"
         if not self._kind:
             return f"transformers has no class with the layers of {type(head).__name__}"
+        if not hasattr(head, "language_model") and not hasattr(head, "layers"):
+            return f"transformers has no class with the layers of {type(head).__name__}"
         if getattr(head, "crf", None) is not None:
             return "transformers' classes for tokens have no CRF, which decides this head's classes"
         if getattr(config, "is_encoder_decoder", False):

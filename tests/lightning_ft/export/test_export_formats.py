@@ -1,6 +1,8 @@
 """An exported folder, loaded as its users do, is the model of the run; and loading it runs nothing pickled."""
 
 import json
+import os
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import lightning_ft
 from lightning_ft import TransformersBackbone, load_exported
 from lightning_ft.export.command import export
 from lightning_ft.finished_run import FinishedRun, finished_run
@@ -185,6 +188,17 @@ def test_no_file_holds_a_pickle(run: str, name: str, exported: Callable[..., Pat
         # protocol 2 and later begin with these bytes and end with a full stop
         assert not [part for part in parts if part[:2] in (b"\x80\x02", b"\x80\x04") and part[-1:] == b"."]
         assert not [part for part in parts if b'"use_pickle": true' in part]
+
+
+@pytest.mark.parametrize(("run", "name"), [("cls_run", "torch"), ("mean_run", "onnx"), ("timm_run", "timm")])
+def test_no_file_says_where_the_code_lies_on_this_machine(run: str, name: str, exported: Callable[..., Path]) -> None:
+    places = [os.fsencode(sys.prefix), b"site-packages", os.fsencode(Path(lightning_ft.__file__).parent)]
+    for file in exported(run, name).rglob("*"):
+        parts = [file.read_bytes()] if file.is_file() else []
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                parts = [archive.read(entry) for entry in archive.namelist()]
+        assert not [place for part in parts for place in places if place in part], file.name
 
 
 def test_a_run_of_which_all_is_gone_but_its_folder_is_exported_by_other_rows(
