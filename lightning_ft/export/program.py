@@ -84,6 +84,7 @@ def traced(run: FinishedRun, batches: Any) -> tuple[torch.export.ExportedProgram
         except Exception as error:  # of whatever kind tracing meets
             failure = error
             continue
+        _forget_places(found)
         return found, names, inputs, sizes
     assert failure is not None
     raise ValueError(
