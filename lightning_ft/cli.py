@@ -53,7 +53,8 @@ class Command(LightningCLI):
     """``lightning-ft fit``, ``plan``, ``lr_find``, ``validate``, ``test`` and ``predict``.
 
     Beside Lightning's own keys a recipe needs the backbone, the head and the data: the number of classes and the task
-    are taken from the data's labels, the tokenizer and the image size from the backbone.
+    are taken from the data's labels, the tokenizer and the image size from the backbone. ``lightning-ft export`` is a
+    command of its own.
 
     Args:
         arguments: The command line without the program.

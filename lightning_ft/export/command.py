@@ -60,7 +60,11 @@ def export_command(arguments: Sequence[str]) -> None:
         ValueError: If the command line is wrong, the format has no place for the run's model, or what was written does
             not give the model's outputs.
     """
-    parser = Parser(prog="lightning-ft export", description=__doc__, allow_abbrev=False)
+    parser = Parser(
+        prog="lightning-ft export",
+        description="Write a finished run's model as a folder that other programs load.",
+        allow_abbrev=False,
+    )
     parser.arguments = arguments
     parser.add_argument("run", type=str, help="A run's folder, or `last`.")
     parser.add_argument(

@@ -14,6 +14,7 @@ from lightning_ft.export.rows import Batch
 from lightning_ft.extras import require
 
 WEIGHTS = "model.safetensors"
+OF_OTHER_WEIGHTS = ("tag", "hf_hub_id", "url", "license", "origin_url", "paper_ids", "paper_name")
 
 
 class TimmFolder(Format):
@@ -50,7 +51,8 @@ class TimmFolder(Format):
             last.bias.copy_(classifier.bias)
         config = image_config(self.run)
         assert config is not None
-        model.pretrained_cfg = {**model.pretrained_cfg, **config, "tag": None, "hf_hub_id": None, "url": ""}
+        # neither the name nor the licence of weights that these are not
+        model.pretrained_cfg = {**model.pretrained_cfg, **config, **dict.fromkeys(OF_OTHER_WEIGHTS)}
         save_for_hf(
             model.to(dtype),
             str(folder),

@@ -122,6 +122,21 @@ def test_a_folder_that_is_no_run_is_named(command: Callable, copied: Callable[[P
     assert "is no run's folder: it has no config.yaml" in sentence(command("export", run))
 
 
+def test_a_run_begun_from_another_is_exported_as_itself(
+    command: Callable, fit: Callable[..., Path], cls_run: Path, tmp_path: Path
+) -> None:
+    backbone = {"class_path": "TransformersBackbone", "init_args": {"name": str(cls_run)}}
+    head = {"class_path": "TokenClassificationHead", "init_args": {"task": "tags"}}
+    words = tmp_path / "words.conll"
+    words.write_text("the\tD\napp\tN\ncrashes\tV\n\n" * 20)
+    data = {"class_path": "TokenClassificationData", "init_args": {"train_file": str(words), "batch_size": 4}}
+    run = fit({"model": {"backbone": backbone, "head": head}, "data": data})
+    result = command("export", run, "--output=out")
+    assert "format: transformers" in result.out, result.err
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["id2label"] == {"0": "D", "1": "N", "2": "V"}
+    assert cls_run.name not in (tmp_path / "out" / "README.md").read_text()
+
+
 class Hostile:
     """Runs a command when it is unpickled."""
 
