@@ -17,6 +17,7 @@ from lightning_ft.data.sampler import EpochSampler as EpochSampler
 from lightning_ft.data.segmentation import SegmentationData as SegmentationData
 from lightning_ft.data.text_classification import TextClassificationData as TextClassificationData
 from lightning_ft.data.token_classification import TokenClassificationData as TokenClassificationData
+from lightning_ft.export.tensors_folder import load_exported as load_exported
 from lightning_ft.features import FeatureInfo as FeatureInfo
 from lightning_ft.features import MapFeatures as MapFeatures
 from lightning_ft.features import TokenFeatures as TokenFeatures

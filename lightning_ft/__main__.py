@@ -28,12 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet()
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from lightning_ft.cli import Command
-    from lightning_ft.run_arguments import expand
-
     sys.path.append(str(Path.cwd()))  # one's own classes beside the recipe, as with `python -m`
     try:
-        Command(expand(given), safe=safe)
+        _run(given, safe)
     except (ValueError, OSError, ImportError, MisconfigurationException) as error:
         if debug:
             traceback.print_exc()
@@ -46,6 +43,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lightning-ft: {error or 'out of memory'}", file=sys.stderr)
         return 1
     return 0
+
+
+def _run(arguments: list[str], safe: bool) -> None:
+    """Run the command that the first argument names; Lightning's are those of the CLI."""
+    if arguments[:1] == ["export"]:
+        from lightning_ft.export.command import export_command
+
+        export_command(arguments[1:], safe=safe)
+        return
+    from lightning_ft.cli import Command
+    from lightning_ft.run_arguments import expand
+
+    Command(expand(arguments), safe=safe)
 
 
 def one_sentence(error: BaseException) -> str:

@@ -24,14 +24,14 @@ from lightning_ft.module import FineTuner
 from lightning_ft.out_of_memory import advice, is_out_of_memory
 from lightning_ft.predictions import PredictionWriter
 from lightning_ft.recipe import build_data, check_head, fill, move_optimizer, rebuild_from
-from lightning_ft.results import print_results
+from lightning_ft.results import print_results, save_results
 from lightning_ft.run_arguments import RUNS
 from lightning_ft.run_board import RunBoard
 from lightning_ft.run_config import RunConfig
 from lightning_ft.run_folder import CHECKPOINTS, discard_unused, new_run_folder, run_folder_of
 from lightning_ft.run_records import RunRecords
 from lightning_ft.trainer import FineTuningTrainer
-from lightning_ft.trusted_code import allow, denied_path, distrust, refusal
+from lightning_ft.trusted_code import denied_path, trusting
 from lightning_ft_callbacks import DiscriminativeLR as DiscriminativeLR  # a recipe may name the callbacks alone
 from lightning_ft_callbacks import FiniteLoss as FiniteLoss
 from lightning_ft_callbacks import FrozenPrefixCache as FrozenPrefixCache
@@ -64,7 +64,8 @@ class Command(LightningCLI):
     """``lightning-ft fit``, ``plan``, ``lr_find``, ``validate``, ``test`` and ``predict``.
 
     Beside Lightning's own keys a recipe needs the backbone, the head and the data: the number of classes and the task
-    are taken from the data's labels, the tokenizer and the image size from the backbone.
+    are taken from the data's labels, the tokenizer and the image size from the backbone. ``lightning-ft export`` is a
+    command of its own.
 
     Args:
         arguments: The command line without the program.
@@ -78,6 +79,7 @@ class Command(LightningCLI):
         self.run_folder: Path | None = None
         self.stop: GracefulStop | None = None
         self.logged: Logged | None = None
+        self.tested_step = 0
         super().__init__(
             FineTuner,
             LightningDataModule,
@@ -103,20 +105,7 @@ class Command(LightningCLI):
         Raises:
             ValueError: If they are wrong, or name somebody else's class, and that is to be refused.
         """
-        distrust()
-        while True:
-            try:
-                self.config = parser.parse_args(args)
-            except ValueError as error:
-                path = denied_path(str(error))
-                if path is None:
-                    raise
-                if self.safe:
-                    raise ValueError(refusal(path)) from error
-                print(f"the recipe names {path}: importing it runs its code", file=sys.stderr, flush=True)
-                allow(path)
-            else:
-                return
+        self.config = trusting(lambda: parser.parse_args(args), safe=self.safe)
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as the user gave it; Lightning would lay the checkpoint's over it, silently."""
@@ -152,6 +141,7 @@ class Command(LightningCLI):
             if self.subcommand in TRAINING:
                 self.logged = Logged.of(checkpoint)
             else:
+                self.tested_step = checkpoint["global_step"]
                 rebuild_from(config, checkpoint)
         elif self.subcommand not in TRAINING:
             raise ValueError(f"{self.subcommand} needs a trained model: give --run RUN_FOLDER or --ckpt_path FILE")
@@ -282,8 +272,13 @@ class Command(LightningCLI):
     def after_test(self) -> None:
         """Print each metric on a line of its own, the confusion matrix, and the run's folder."""
         if _rank() == 0:
-            print_results(self.trainer, self.model, "test" if self.subcommand == "test" else "val")
-            print(f"run folder: {run_folder_of(self._config.ckpt_path) or 'none'}")
+            stage = "test" if self.subcommand == "test" else "val"
+            print_results(self.trainer, self.model, stage)
+            folder = run_folder_of(self._config.ckpt_path)
+            whole = getattr(self.trainer, f"limit_{stage}_batches") in (None, 1.0)
+            if folder is not None and whole and not self._config.trainer.fast_dev_run:
+                save_results(folder, stage, self.trainer, Path(self._config.ckpt_path), self.tested_step)
+            print(f"run folder: {folder or 'none'}")
 
     def after_predict(self) -> None:
         """Say where the predictions are."""

@@ -95,18 +95,22 @@ def move_optimizer(config: Namespace) -> None:
         config.lr_scheduler = None
 
 
-def rebuild_from(config: Namespace, checkpoint: Mapping[str, Any]) -> None:
+def rebuild_from(config: Namespace, checkpoint: Mapping[str, Any], *, merge: bool = False) -> None:
     """Let the backbone and the label names come from a checkpoint, so that it alone is needed to use a run.
+
+    Where the checkpoint holds adapters alone the rest comes from where the run had it.
 
     Args:
         config: A command's configuration with ``ckpt_path``, changed in place.
         checkpoint: The checkpoint.
+        merge: Whether the adapters of a run with ``lora`` become part of the weights.
     """
     backbone = config.model.backbone
     backbone_class = import_class(backbone.class_path)
-    # where only adapters were saved the rest comes from where the run had it
-    if "backbone" in checkpoint and KEY not in checkpoint and issubclass(backbone_class, Backbone):
-        backbone.init_args = Namespace(backbone_class.rebuilt_from(config.ckpt_path, backbone.init_args.as_dict()))
+    if "backbone" in checkpoint and (merge or KEY not in checkpoint) and issubclass(backbone_class, Backbone):
+        arguments = backbone_class.rebuilt_from(config.ckpt_path, backbone.init_args.as_dict())
+        # without them a backbone has those of its checkpoint merged
+        backbone.init_args = Namespace(arguments | {"lora": None} if merge else arguments)
     data_class = import_class(config.data.class_path)
     state = checkpoint.get(data_class.__qualname__, {})
     if issubclass(data_class, FineTuningData) and "label_names" in state:

@@ -1,6 +1,11 @@
-"""What the command prints after a test."""
+"""What the command prints after a test, and what the run's folder keeps of it."""
 
+import json
+import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Trainer
 from rich.console import Console
@@ -11,6 +16,7 @@ from lightning_ft.entities import kinds_of
 from lightning_ft.module import FineTuner
 
 MOST_CLASSES = 20
+RESULTS = "results.json"
 
 
 def print_results(trainer: Trainer, model: FineTuner, stage: str) -> None:
@@ -63,3 +69,41 @@ def classes_table(scores: Tensor, names: Sequence[str]) -> Table:
     for name, (iou, dice, *shares) in zip(names, scores.tolist(), strict=True):
         table.add_row(name, f"{iou:.3f}", f"{dice:.3f}", *(f"{share:.2%}" for share in shares))
     return table
+
+
+def save_results(folder: Path, stage: str, trainer: Trainer, checkpoint: Path, step: int) -> None:
+    """Keep a test's results in the run's folder, whole or not at all, beside those of other stages.
+
+    Args:
+        folder: The run's folder.
+        stage: ``"test"`` or ``"val"``.
+        trainer: The trainer that has tested.
+        checkpoint: The checkpoint's file.
+        step: The optimizer steps behind it.
+    """
+    data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+    metrics = {name: value.item() for name, value in sorted(trainer.callback_metrics.items())}
+    loaders: Any = trainer.test_dataloaders if stage == "test" else trainer.val_dataloaders
+    result = {
+        "checkpoint": checkpoint.name,
+        "step": step,
+        "source": data.place(stage) if hasattr(data, "place") else None,
+        "num_rows": len(loaders.dataset) if hasattr(loaders, "dataset") else None,
+        # JSON has no NaN
+        "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
+    }
+    partial = folder / f".{RESULTS}.{os.getpid()}.partial"
+    with partial.open("w", encoding="utf-8") as stream:
+        json.dump({**read_results(folder), stage: result}, stream, indent=2, ensure_ascii=False)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(folder / RESULTS)
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """Return what tests have left in a run's folder, by stage; nothing where the file is missing or damaged."""
+    try:
+        content = json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -44,4 +44,5 @@ class SequenceClassificationHead(ClassificationHead):
         # padding may stand on either side
         positions = torch.arange(mask.shape[1], device=mask.device) * mask
         index = positions.argmax(1) if self.pooling == "last" else mask.argmax(1)
-        return states[torch.arange(len(states), device=states.device), index]
+        # not len(states), which a traced program would take for a constant
+        return states[torch.arange(states.shape[0], device=states.device), index]

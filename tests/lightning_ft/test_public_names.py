@@ -81,6 +81,7 @@ def test_public_names_are_imported_under_their_own_name():
         "InteractionsData",
         "ImageClassificationData",
         "SegmentationData",
+        "load_exported",
     ],
 )
 def test_the_parts_of_a_recipe_are_public(name):
