@@ -19,6 +19,7 @@ from lightning_ft.metrics_csv import MetricsCSV, steps_logged
 from lightning_ft.module import FineTuner, check_same_model
 from lightning_ft.predictions import PredictionWriter
 from lightning_ft.recipe import build_data, check_head, fill, move_optimizer, rebuild_from
+from lightning_ft.report.run_report import RunReport
 from lightning_ft.results import print_results
 from lightning_ft.run_arguments import RUNS
 from lightning_ft.run_config import RunConfig
@@ -107,6 +108,7 @@ class Command(LightningCLI):
         parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_lightning_class_args(RunReport, "report")
         parser.add_optimizer_args((Optimizer,))
         parser.add_lr_scheduler_args(LRSchedulerTypeTuple)
 
@@ -169,11 +171,14 @@ class Command(LightningCLI):
         for callback in callbacks:
             if isinstance(callback, BestCheckpoint | LastCheckpoint) and self.run_folder is not None:
                 callback.dirpath = str(self.run_folder / CHECKPOINTS)  # a Path would not load with weights_only
+            if isinstance(callback, RunReport):
+                callback.folder = self.run_folder
         chosen = [
             callback
             for callback in callbacks
             if (keeps or not isinstance(callback, BestCheckpoint | LastCheckpoint))
             and (self.subcommand == "predict" or not isinstance(callback, PredictionWriter))
+            and (self.subcommand == "fit" or not isinstance(callback, RunReport))
         ]
         try:
             return super()._instantiate_trainer(config, chosen)
