@@ -1,0 +1,52 @@
+"""``lightning-ft report``: the page of a run, or of several side by side."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning_ft.report.page import run_page, runs_page
+from lightning_ft.report.story import story
+
+REPORT = "report.html"
+MOST_RUNS = 12
+
+
+def report(runs: Sequence[str | Path], output: str | Path | None = None) -> Path:
+    """Write the report of finished runs, whole or not at all.
+
+    Args:
+        runs: Their folders; one, or several to be compared.
+        output: The file; None for ``report.html``, in the folder of a single run, of several in the working folder.
+
+    Returns:
+        The file.
+
+    Raises:
+        FileNotFoundError: If a folder is none, or has no configuration or checkpoint.
+        ValueError: If there are no runs or too many, one is given twice, or one of a run's files cannot be read.
+    """
+    folders = [Path(run) for run in runs]
+    if not 1 <= len(folders) <= MOST_RUNS:
+        raise ValueError(f"expected 1 to {MOST_RUNS} runs to report on, but got {len(folders)}")
+    places = [folder.resolve() for folder in folders]
+    if twice := next((folder for folder, place in zip(folders, places, strict=True) if places.count(place) > 1), None):
+        raise ValueError(f"the run {str(twice)!r} is given twice")
+    file = Path(output) if output is not None else (folders[0] if len(folders) == 1 else Path()) / REPORT
+    if file.suffix not in (".html", ".htm"):
+        raise ValueError(f"a report is written as .html, but the file is {str(file)!r}")
+    if not file.parent.is_dir():
+        # of a run's folder, its story says what is wrong
+        if output is not None:
+            raise FileNotFoundError(f"output: no such folder: {str(file.parent)!r}")
+    told = [story(folder) for folder in folders]
+    html = run_page(told[0]) if len(told) == 1 else runs_page(told)
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as stream:
+            stream.write(html)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
+    finally:
+        partial.unlink(missing_ok=True)
+    return file
