@@ -25,12 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet()
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from lightning_ft.cli import Command
-    from lightning_ft.run_arguments import expand
-
     sys.path.append(str(Path.cwd()))  # one's own classes beside the recipe, as with `python -m`
     try:
-        Command(expand(given))
+        _run(given)
     except (ValueError, OSError, ImportError, MisconfigurationException) as error:
         if debug:
             traceback.print_exc()
@@ -38,6 +35,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lightning-ft: {one_sentence(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _run(arguments: list[str]) -> None:
+    """Run the command that the first argument names; Lightning's are those of the CLI."""
+    if arguments[:1] == ["report"]:
+        from lightning_ft.report.command import report_command
+
+        report_command(arguments[1:])
+        return
+    from lightning_ft.cli import Command
+    from lightning_ft.run_arguments import expand
+
+    Command(expand(arguments))
 
 
 def one_sentence(error: BaseException) -> str:

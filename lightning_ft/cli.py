@@ -212,7 +212,13 @@ class Command(LightningCLI):
             print(f"run folder: {self.run_folder}", flush=True)
 
     def after_fit(self) -> None:
-        """Say where the run's files are."""
+        """Make the run's report, and say where the run's files are."""
+        callbacks: list[Callback] = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        for callback in callbacks:
+            if isinstance(callback, RunReport) and callback.at_end and self.run_folder is not None:
+                from lightning_ft.report.command import report_of_fit  # what draws it is loaded where it is needed
+
+                print(report_of_fit(self.run_folder), flush=True)
         self.before_fit()
 
     def after_lr_find(self) -> None:

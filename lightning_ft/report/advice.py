@@ -110,7 +110,8 @@ def poorly_calibrated(calibration: Calibration | None) -> Advice | None:
         return None
     sure = "surer than it is right" if calibration.temperature > 1 else "less sure than it is right"
     return Advice(
-        f"Do not take its probabilities at their word: it is {sure}. Divide the logits by {calibration.temperature:.2f}.",
+        f"Do not take its probabilities at their word, it is {sure}: divide the logits by "
+        f"{calibration.temperature:.2f}.",
         f"Its expected calibration error is {calibration.error:.3f}, of which so few rows explain "
         f"{calibration.chance:.3f}; that temperature, fitted to the same rows, lowers the loss from "
         f"{calibration.loss:.4g} to {calibration.cooled_loss:.4g}.",

@@ -34,7 +34,8 @@ def losses_chart(history: History, phases: Sequence[Phase]) -> Chart | None:
         _phases(axes, phases)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("loss")
-        axes.legend(loc="upper right")
+        axes.set_xlim(left=0)
+        drawn.figure.legend(loc="outside lower center", ncols=2)
         words = f"Training loss from {losses[0][1]:.3g} to {losses[-1][1]:.3g}. " if losses else ""
         if validations:
             words += f"Validation loss from {validations[0][1]:.3g} to {validations[-1][1]:.3g}, "
@@ -61,6 +62,7 @@ def score_chart(history: History, phases: Sequence[Phase], score: str, noise: fl
         _phases(axes, phases)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel(name)
+        axes.set_xlim(left=0)
         words = f"{name} from {values[0]:.3g} to {values[-1]:.3g} over {len(points)} validations"
         words += f"; bars reach one standard error, {noise:.2g}, up and down." if noise else "."
         rows = [(epoch, step, f"{value:.4g}") for epoch, step, value in points]
@@ -125,7 +127,9 @@ def base_rate_chart(rates: Sequence[tuple[int, float]]) -> Chart | None:
         drawn.axes.set_ylabel("learning rate")
         drawn.axes.set_ylim(bottom=0)
         highest = max(rate for _, rate in rates)
-        words = f"One rate for all blocks: it begins at {rates[0][1]:.1e}, is {highest:.1e} at its highest, and ends at "
+        words = (
+            f"One rate for all blocks: it begins at {rates[0][1]:.1e}, is {highest:.1e} at its highest, and ends at "
+        )
         words += f"{rates[-1][1]:.1e}."
         rows = [(step, f"{rate:.2e}") for step, rate in rates]
         return drawn.chart("Learning rate", words, ("step", "rate"), _some(rows))
@@ -157,7 +161,7 @@ def range_test_chart(test: Mapping[str, Any]) -> Chart | None:
         axes.set_xscale("log")
         axes.set_xlabel("learning rate")
         axes.set_ylabel("training loss")
-        axes.legend(loc="lower left")
+        drawn.figure.legend(loc="outside lower center", ncols=2)
         words = f"Tested from {lrs[0]:.1e} to {lrs[-1]:.1e}; "
         words += "no rate stands out." if found is None else f"{found:.2e} was found."
         candidates = [(plain(str(name), 40), f"{lr:.2e}") for name, lr in test.get("candidates", {}).items()]
@@ -246,9 +250,7 @@ def runs_chart(histories: Mapping[str, History], score: str) -> Chart | None:
             kept = [points[index] for index in spread(len(points), MOST_POINTS)]
             style = styles[number // len(colours) % len(styles)]
             line = f"o{style}"
-            axes.plot(
-                *zip(*kept, strict=True), line, color=colours[number % len(colours)], ms=4, label=plain(name, 28)
-            )
+            axes.plot(*zip(*kept, strict=True), line, color=colours[number % len(colours)], ms=4, label=plain(name, 28))
         axes.set_xlabel("optimizer step")
         axes.set_ylabel(name_of_score)
         if len(lines) <= 8:

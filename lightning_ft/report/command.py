@@ -4,11 +4,45 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from jsonargparse import ArgumentError, ArgumentParser
+
+from lightning_ft.finished_run import find_run
 from lightning_ft.report.page import run_page, runs_page
 from lightning_ft.report.story import story
 
 REPORT = "report.html"
 MOST_RUNS = 12
+
+
+def report_command(arguments: Sequence[str]) -> None:
+    """Run ``lightning-ft report``.
+
+    Args:
+        arguments: What stands behind it on the command line.
+
+    Raises:
+        FileNotFoundError: As ``report`` does.
+        ValueError: As ``report`` does, and if an argument is unknown.
+    """
+    parser = ArgumentParser(prog="lightning-ft report", exit_on_error=False, description=report.__doc__)
+    parser.add_argument("runs", nargs="+", type=str, help="Folders of runs, or `last` for the newest one.")
+    parser.add_argument("--output", type=str | None, default=None, help="The file that is written.")
+    try:
+        given = parser.parse_args(list(arguments))
+    except ArgumentError as error:
+        raise ValueError(
+            f"report: {' '.join(str(error).split())}; expected RUN_FOLDER [RUN_FOLDER ...] [--output FILE]"
+        ) from error
+    print(f"report: {report([find_run(run) for run in given.runs], given.output)}")
+
+
+def report_of_fit(run: Path) -> str:
+    """Make the report of a run that has just ended; return the line that says where it is, or why there is none."""
+    try:
+        return f"report: {report([run])}"
+    except Exception as error:  # the run itself is whole, whatever its report met
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return f"no report: {reason}"
 
 
 def report(runs: Sequence[str | Path], output: str | Path | None = None) -> Path:
@@ -34,10 +68,8 @@ def report(runs: Sequence[str | Path], output: str | Path | None = None) -> Path
     file = Path(output) if output is not None else (folders[0] if len(folders) == 1 else Path()) / REPORT
     if file.suffix not in (".html", ".htm"):
         raise ValueError(f"a report is written as .html, but the file is {str(file)!r}")
-    if not file.parent.is_dir():
-        # of a run's folder, its story says what is wrong
-        if output is not None:
-            raise FileNotFoundError(f"output: no such folder: {str(file.parent)!r}")
+    if output is not None and not file.parent.is_dir():
+        raise FileNotFoundError(f"output: no such folder: {str(file.parent)!r}")
     told = [story(folder) for folder in folders]
     html = run_page(told[0]) if len(told) == 1 else runs_page(told)
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")

@@ -68,7 +68,9 @@ def evaluate(model: FineTuner, data: Any, device: torch.device, most: int = MOST
     head = model.head
     alone = isinstance(head, ClassificationHead)
     chosen = set(spread(number, most) if alone else range(min(number, most)))
-    rows = [row for row in loader.sampler if row in chosen]  # in the loader's order, which puts texts of one length together
+    rows = [
+        row for row in loader.sampler if row in chosen
+    ]  # in the loader's order, which puts texts of one length together
     metrics = head.metrics().to(device)
     for part in metrics.modules():
         if isinstance(part, Metric):

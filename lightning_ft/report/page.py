@@ -184,7 +184,8 @@ def _noise(run: Story) -> str:
         return "there was no validation"
     if run.noise is None:
         return f"its noise is not known; {run.num_rows:,} validation samples"
-    return f"± {run.noise:.2g} (standard error, {run.num_rows:,} validation samples)"
+    known = f"± {run.noise:.2g} (standard error, {run.num_rows:,} validation samples)"
+    return known if run.guessing is None else f"{known}; always guessing the most frequent class: {run.guessing:.3g}"
 
 
 def _memory_of(run: Story) -> str:
@@ -200,8 +201,11 @@ def _facts(run: Story) -> list[tuple[str, str]]:
         ("Data", " ".join((_class(data), _argument(data, "train_file")))),
     ]
     if record is not None and record.num_rows:
-        rows = [f"{record.num_rows[part]:,} to {verb}" for part, verb in (("train", "train"), ("val", "validate"))
-                if part in record.num_rows]
+        rows = [
+            f"{record.num_rows[part]:,} to {verb}"
+            for part, verb in (("train", "train"), ("val", "validate"))
+            if part in record.num_rows
+        ]
         facts.append(("Samples", ", ".join(rows)))
     if run.evaluation is not None and run.evaluation.names:
         names = run.evaluation.names
@@ -209,7 +213,7 @@ def _facts(run: Story) -> list[tuple[str, str]]:
         facts.append(("Classes", f"{len(names)}: {', '.join(plain(name, 40) for name in names[:12])}{more}"))
     facts.append(("Learning rate", f"{model.get('lr')} at the peak, schedule {_class(model.get('lr_schedule'))}"))
     if record is not None:
-        many = f"{record.num_devices} × " if record.num_devices > 1 else ""
+        many = f"{record.num_devices} of " if record.num_devices > 1 else ""
         facts.append(("Ran on", f"{many}{record.device}, precision {record.precision}"))
         if not record.finished:
             facts.append(("State", "it was stopped before its end"))
@@ -221,6 +225,8 @@ def _phases(run: Story) -> MetricTable:
     rows = []
     for phase in run.phases:
         gain = "first" if phase.gain is None else f"{phase.gain:+.3g}"
+        if phase.gain is None and phase.score is not None and run.guessing is not None:
+            gain = f"{phase.score - run.guessing:+.3g} over guessing"
         if phase.gain is not None and run.noise and abs(phase.gain) <= run.noise:
             gain += " (noise)"
         rows.append(
@@ -278,7 +284,7 @@ def _matrix(run: Story) -> dict[str, Any] | None:
 
 def _confusions(run: Story) -> list[tuple[str, str, int]]:
     matrix = _square(run)
-    if matrix is None or len(matrix) <= 3 or run.evaluation is None:
+    if matrix is None or len(matrix) <= MATRIX_CLASSES or run.evaluation is None:
         return []
     names = [plain(name, 60) for name in class_names(run.evaluation.names, len(matrix))]
     wrong = [

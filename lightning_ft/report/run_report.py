@@ -51,7 +51,9 @@ class RunReport(Callback):
             self.folder = None
         if self.folder is None:
             return
-        layout: Any = next((one for c in _callbacks(trainer) if (one := getattr(c, "block_map", None)) is not None), None)
+        layout: Any = next(
+            (one for c in _callbacks(trainer) if (one := getattr(c, "block_map", None)) is not None), None
+        )
         layout = layout or BlockMap.of(pl_module)
         self.record.blocks = {name: layout.num_parameters(name) for name in layout.names}
         self._layout = layout
@@ -126,7 +128,7 @@ class RunReport(Callback):
         step = trainer.fit_loop.epoch_loop._batches_that_stepped
         if self.folder is None or step % self._every:
             return
-        rate = max((float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups))
+        rate = max(float(group["lr"]) for optimizer in trainer.optimizers for group in optimizer.param_groups)
         if not self.record.rates or self.record.rates[-1][0] != step:
             self.record.rates.append((step, rate))
         if len(self.record.rates) > MOST_RATES:

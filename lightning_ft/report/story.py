@@ -20,6 +20,7 @@ from lightning_ft.report.movement import Movement, movements, starting_backbone
 from lightning_ft.report.noise import SHARES, mean_error, r2_error, share_error
 from lightning_ft.report.phases import Phase, phases_of, scores_of
 from lightning_ft.report.record import RunRecord
+from lightning_ft.resources import nearest_path
 
 LR_TESTS = "lr_finder.json"
 # rebuilding a larger model only for its report would take long
@@ -81,6 +82,13 @@ class Story:
         return None if self.best is None else self.best.scores.get(self.score)
 
     @property
+    def guessing(self) -> float | None:
+        """The accuracy of who always says the most frequent class; None where the score is no accuracy of classes."""
+        total = sum(one.num_true for one in self.classes)
+        judged = self.score == "val/accuracy" and self.calibration is not None and total
+        return max(one.num_true for one in self.classes) / total if judged else None
+
+    @property
     def seconds(self) -> float | None:
         """The time that training and validating took [s]; None where it was not recorded."""
         return sum(phase.seconds or 0.0 for phase in self.phases) or None
@@ -100,7 +108,7 @@ def story(folder: str | Path) -> Story:
     """
     place = Path(folder)
     if not place.is_dir():
-        raise FileNotFoundError(f"no such run: {str(folder)!r}")
+        raise FileNotFoundError(f"no such run: {str(folder)!r}{nearest_path(place.absolute())}")
     config = read_config(place)
     record, history = RunRecord.read(place), History.read(place)
     if record is not None and sum(record.blocks.values()) > MOST_PARAMETERS:
