@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_ft.module import FineTuner
 from lightning_ft.report.evaluation import Evaluation, class_names
+from lightning_ft.report.shown import plain
 
 MOST_MISTAKES = 12
 EDGE = 112  # pixel
@@ -65,7 +66,7 @@ def mistakes(evaluation: Evaluation, model: FineTuner, data: Any, most: int = MO
                 names[int(evaluation.targets[index])],
                 names[int(predicted[index])],
                 confidence[index].item(),
-                " · ".join(cells) if cells else None,
+                plain(" · ".join(cells)) if cells else None,
                 None if pixels is None else thumbnail(pixels, getattr(model.backbone, "data_config", None) or {}),
             )
         )

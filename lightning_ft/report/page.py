@@ -21,8 +21,8 @@ MOST_CLASSES = 60
 MATRIX_CLASSES = 16
 MOST_CONFUSIONS = 15
 MOST_CONFIGURATION = 30_000
-# characters of one cell, and of the configuration as a whole
-CELL = 400
+MOST_CELL = 600
+MOST_TESTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +52,19 @@ class Row:
 
 def run_page(run: Story) -> str:
     """Return the page of one run, of less than 2 MB: what is least missed is left out until it is so small."""
+    parts = _run_parts(run)
+    html = _render("run.html.jinja", {**parts, "left_out": []})
     left_out: list[str] = []
-    for part in (None, "the mistakes", "the configuration", "the learning rate of each block"):
-        if part is not None:
-            left_out.append(part)
-        html = _render("run.html.jinja", {**_run_parts(run, left_out), "left_out": left_out})
+    for part, without in (
+        ("the mistakes", {"mistakes": []}),
+        ("the configuration", {"configuration": ""}),
+        ("the learning rate of each block", {"charts": {**parts["charts"], "rates": None}}),
+    ):
         if len(html.encode()) <= MOST_BYTES:
             break
+        left_out.append(part)
+        parts |= without
+        html = _render("run.html.jinja", {**parts, "left_out": left_out})
     return html
 
 
@@ -85,7 +91,7 @@ def _render(template: str, parts: Mapping[str, Any]) -> str:
 
     def shown(value: Any) -> Any:
         """Every value on its way into the page; only what is marked as markup of ours stays as it is."""
-        return plain(value, MOST_CONFIGURATION) if isinstance(value, str) and not hasattr(value, "__html__") else value
+        return plain(value, MOST_CELL) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -96,19 +102,18 @@ def _render(template: str, parts: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["markup"] = markupsafe.Markup
+    environment.filters["long"] = lambda text: markupsafe.escape(plain(text, MOST_CONFIGURATION))
     style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8")
     return environment.get_template(template).render(**parts, style=style)
 
 
-def _run_parts(run: Story, left_out: Sequence[str]) -> dict[str, Any]:
+def _run_parts(run: Story) -> dict[str, Any]:
     evaluation, record, value = run.evaluation, run.record, run.value
     regression = evaluation is not None and evaluation.task == "regression"
     blocks = [*record.blocks] if record is not None else []
     rates = charts.rates_chart(run.history.rates, blocks)
     if rates is None and record is not None:
         rates = charts.base_rate_chart(record.rates)
-    if "the learning rate of each block" in left_out:
-        rates = None
     configuration = yaml.safe_dump(without_places(run.config), sort_keys=False, allow_unicode=True, width=100)
     return {
         "run": run,
@@ -126,7 +131,7 @@ def _run_parts(run: Story, left_out: Sequence[str]) -> dict[str, Any]:
                 charts.score_chart(run.history, run.phases, run.score, run.noise) if run.score != "val/loss" else None
             ),
             "rates": rates,
-            "tests": [chart for test in run.tests[:6] if (chart := charts.range_test_chart(test)) is not None],
+            "tests": [chart for test in run.tests[:MOST_TESTS] if (chart := charts.range_test_chart(test)) is not None],
             "reliability": None if run.calibration is None else charts.reliability_chart(run.calibration),
             "regression": charts.regression_chart(evaluation) if regression and evaluation is not None else None,
             "movement": charts.movement_chart(run.movements),
@@ -136,10 +141,10 @@ def _run_parts(run: Story, left_out: Sequence[str]) -> dict[str, Any]:
         "confusions": _confusions(run),
         "tables": [] if evaluation is None else metric_tables(evaluation),
         "calibration": _calibration(run),
-        "mistakes": [] if "the mistakes" in left_out else run.mistakes,
+        "mistakes": run.mistakes,
         "metrics": _metrics(run),
         "provenance": _provenance(run),
-        "configuration": "" if "the configuration" in left_out else configuration,
+        "configuration": configuration,
     }
 
 

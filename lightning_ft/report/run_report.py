@@ -62,9 +62,10 @@ class RunReport(Callback):
         self.record.device = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         self.record.num_devices = trainer.world_size
         self.record.precision = str(trainer.precision)
+        loaders: dict[str, Any] = {"train": trainer.train_dataloader, "val": trainer.val_dataloaders}
         self.record.num_rows = {
             part: len(loader.dataset)
-            for part, loader in (("train", trainer.train_dataloader), ("val", trainer.val_dataloaders))
+            for part, loader in loaders.items()
             if hasattr(getattr(loader, "dataset", None), "__len__")
         }
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
