@@ -59,6 +59,26 @@ def last_phase_gained_nothing(phases: Sequence[Phase], score: str, noise: float 
     )
 
 
+def no_better_than_guessing(
+    score: str, value: float | None, guessing: float | None, noise: float | None
+) -> Advice | None:
+    """Advise to look at the rate and the data where the model is no better than one that has learnt nothing.
+
+    Args:
+        score: Name of the score.
+        value: Its value; None where there is none.
+        guessing: What one has who has learnt nothing; None where that is not known.
+        noise: The standard error of the score; None where it is not known.
+    """
+    if value is None or guessing is None or value > guessing + NUM_ERRORS * (noise or 0.0):
+        return None
+    known = f"; the noise of the score is {noise:.3g}" if noise else ""
+    return Advice(
+        "It has learnt nothing yet: train longer, find a learning rate with LRFinder, or look at the labels.",
+        f"Its {score} is {value:.3g}, and {guessing:.3g} without any learning{known}.",
+    )
+
+
 def still_improving(
     validations: Sequence[Validation], score: str, noise: float | None, *, low: bool, early: bool = False
 ) -> Advice | None:

@@ -43,7 +43,8 @@ def difference_table(runs: Sequence[Story]) -> MetricTable:
     """Return the settings that are not the same in all runs."""
     flat = [_flat(without_places(run.config)) for run in runs]
     keys = [key for key in dict.fromkeys(key for one in flat for key in one) if not key.startswith(PLACES)]
-    differing = [key for key in keys if len({one.get(key) for one in flat}) > 1]
+    # a setting of one class that is left open says no more than that another class does not have it
+    differing = [key for key in keys if len({one.get(key, "None") for one in flat}) > 1]
     rows = [(key, *(plain(one.get(key, "not set"), MOST_CELL) for one in flat)) for key in differing[:MOST_ROWS]]
     return MetricTable("", ("setting", *names_of(runs)), rows)
 

@@ -190,7 +190,7 @@ def _noise(run: Story) -> str:
     if run.noise is None:
         return f"its noise is not known; {run.num_rows:,} validation samples"
     known = f"± {run.noise:.2g} (standard error, {run.num_rows:,} validation samples)"
-    return known if run.guessing is None else f"{known}; always guessing the most frequent class: {run.guessing:.3g}"
+    return f"{known}; always guessing the most frequent class: {run.guessing:.3g}" if run.guessing else known
 
 
 def _memory_of(run: Story) -> str:
@@ -230,7 +230,7 @@ def _phases(run: Story) -> MetricTable:
     rows = []
     for phase in run.phases:
         gain = "first" if phase.gain is None else f"{phase.gain:+.3g}"
-        if phase.gain is None and phase.score is not None and run.guessing is not None:
+        if phase.gain is None and phase.score is not None and run.guessing:
             gain = f"{phase.score - run.guessing:+.3g} over guessing"
         if phase.gain is not None and run.noise and abs(phase.gain) <= run.noise:
             gain += " (noise)"

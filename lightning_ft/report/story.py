@@ -83,10 +83,14 @@ class Story:
 
     @property
     def guessing(self) -> float | None:
-        """The accuracy of who always says the most frequent class; None where the score is no accuracy of classes."""
+        """The score of who has learnt nothing; None where that is not known.
+
+        Of an accuracy it is that of the most frequent class, of F1, average precision and R2 it is 0.
+        """
         total = sum(one.num_true for one in self.classes)
-        judged = self.score == "val/accuracy" and self.calibration is not None and total
-        return max(one.num_true for one in self.classes) / total if judged else None
+        if self.score == "val/accuracy" and self.calibration is not None and total:
+            return max(one.num_true for one in self.classes) / total
+        return 0.0 if self.score.rpartition("/")[2] in ("f1", "map", "r2") else None
 
     @property
     def seconds(self) -> float | None:
@@ -188,6 +192,7 @@ def _advised(told: Story) -> Story:
     early = any("EarlyStopping" in str(one) for one in _callbacks(told.config))
     validations = told.history.validations
     said = rules.advice(
+        lambda: rules.no_better_than_guessing(told.score, told.value, told.guessing, told.noise),
         lambda: rules.last_phase_gained_nothing(told.phases, told.score, told.noise),
         lambda: rules.still_improving(validations, told.score, told.noise, low=told.low, early=early),
         lambda: rules.overfitting(validations),

@@ -36,6 +36,15 @@ def test_a_single_phase_has_none_before_it():
     assert advice.last_phase_gained_nothing([FIRST], "val/accuracy", 1.0) is None
 
 
+def test_a_model_that_is_no_better_than_guessing_has_learnt_nothing():
+    said = advice.no_better_than_guessing("val/accuracy", 0.52, 0.5, 0.03)
+    assert "learnt nothing yet" in said.sentence
+    assert "is 0.52, and 0.5 without any learning; the noise of the score is 0.03" in said.evidence
+    assert advice.no_better_than_guessing("val/accuracy", 0.54, 0.5, 0.03) is None
+    assert advice.no_better_than_guessing("val/f1", 0.0, 0.0, None) is not None
+    assert advice.no_better_than_guessing("val/loss", 0.5, None, 0.1) is None
+
+
 @pytest.mark.parametrize(("low", "sign"), [(False, 1), (True, -1)])
 def test_a_run_whose_last_epoch_is_best_by_more_than_the_noise_is_to_go_on(low, sign):
     found = validations("val/x", *(sign * value for value in (0.5, 0.6, 0.7)))
