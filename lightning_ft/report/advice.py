@@ -84,6 +84,8 @@ def still_improving(
 ) -> Advice | None:
     """Advise to train longer where the last of at least three validations is the best by more than the noise.
 
+    Where the noise is not known, the one before it must have been the best so far too.
+
     Args:
         validations: All validations.
         score: Name of the score.
@@ -95,7 +97,7 @@ def still_improving(
     if early or len(values) < 3:
         return None
     gain = values[-1] - max(values[:-1])
-    if gain <= NUM_ERRORS * (noise or 0.0):
+    if gain <= NUM_ERRORS * (noise or 0.0) or (not noise and values[-2] <= max(values[:-2])):
         return None
     known = f"the noise of the score is {noise:.3g}" if noise else "the noise of the score is not known"
     return Advice(

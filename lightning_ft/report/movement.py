@@ -56,8 +56,8 @@ def starting_backbone(config: Mapping[str, Any]) -> Any:
         The backbone, or a sentence that says why it cannot be had.
     """
     arguments = dict(config.get("init_args") or {})
-    if arguments.get("pretrained") is False and not arguments.get("checkpoint"):
-        return "The backbone started from random weights, so there is nothing that it moved away from."
+    if not arguments.get("pretrained") and not arguments.get("checkpoint"):
+        return "The backbone did not start from pretrained weights, so there is nothing that it moved away from."
     if "lora" in arguments:
         arguments["lora"] = None
     try:

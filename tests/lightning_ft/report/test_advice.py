@@ -55,6 +55,8 @@ def test_a_run_whose_last_epoch_is_best_by_more_than_the_noise_is_to_go_on(low, 
     assert advice.still_improving(found[:2], "val/x", 0.0, low=low) is None
     assert advice.still_improving(found[::-1], "val/x", 0.0, low=low) is None
     assert advice.still_improving(found, "val/x", 0.09, low=low, early=True) is None
+    assert "not known" in advice.still_improving(found, "val/x", None, low=low).evidence
+    assert advice.still_improving([found[1], found[0], found[2]], "val/x", None, low=low) is None
 
 
 def test_a_loss_that_has_risen_for_two_validations_tells_of_overfitting():

@@ -135,7 +135,7 @@ def test_a_run_whose_data_and_model_are_gone_still_has_a_report(run, table, tiny
 
 def test_random_weights_are_no_start_to_compare_with(image_run):
     told = story(image_run)
-    assert "started from random weights" in told.not_compared
+    assert "did not start from pretrained weights" in told.not_compared
     assert told.mistakes
     assert all(one.image and one.text is None for one in told.mistakes)
 
