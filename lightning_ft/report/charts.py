@@ -51,7 +51,7 @@ def score_chart(history: History, phases: Sequence[Phase], score: str, noise: fl
     if not points:
         return None
     kept = [points[index] for index in spread(len(points), MOST_POINTS)]
-    name = plain(score, 40)
+    name = plain(score, 28)
     with canvas() as drawn:
         axes = drawn.axes
         steps, values = [point[1] for point in kept], [point[2] for point in kept]
@@ -242,7 +242,7 @@ def runs_chart(histories: Mapping[str, History], score: str) -> Chart | None:
     lines = {name: points for name, points in lines.items() if points}
     if not lines:
         return None
-    name_of_score = plain(score, 40)
+    name_of_score = plain(score, 28)
     colours, styles = (FIRST, SECOND, THIRD, INK), ("-", "--", ":", "-.")
     with canvas(5.2, 3.4) as drawn:
         axes = drawn.axes
