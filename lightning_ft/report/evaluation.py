@@ -74,7 +74,7 @@ def evaluate(model: FineTuner, data: Any, device: torch.device, most: int = MOST
     metrics = head.metrics().to(device)
     for part in metrics.modules():
         if isinstance(part, Metric):
-            part.sync_on_compute = False  # other ranks have gone home
+            part.distributed_available_fn = lambda: False  # other ranks have gone home
     model.to(device)
     logits, targets = [], []
     batches = DataLoader(Subset(samples, rows), batch_size=loader.batch_size, collate_fn=loader.collate_fn)

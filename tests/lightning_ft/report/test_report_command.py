@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from report_parts import fit, text_recipe
 
 from lightning_ft.report.command import report
@@ -45,6 +46,19 @@ def test_a_report_that_fails_is_one_line_and_the_run_is_whole(tiny_bert, table, 
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2].startswith("no report: no whole checkpoint")
     assert lines[-1] == f"run folder: {folder}"
+
+
+def test_on_two_processes_the_first_makes_it_and_waits_for_nobody(tiny_bert, table, tmp_path, run_command: Callable):
+    recipe = text_recipe(tiny_bert, table, epochs=1)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    options = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--report.at_end", "true"]
+    done = run_command("fit", "--config", "recipe.yaml", *options, check=True)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert done.stdout.splitlines()[-2:] == [
+        f"report: {folder.relative_to(tmp_path) / 'report.html'}",
+        f"run folder: {folder.relative_to(tmp_path)}",
+    ]
+    assert done.stdout.count("report: ") == 1
 
 
 def test_the_page_judges_the_checkpoint_as_the_fit_did(run, told):
