@@ -47,15 +47,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str], safe: bool) -> None:
     """Run the command that the first argument names; Lightning's are those of the CLI."""
-    if arguments[:1] == ["export"]:
+    command, rest = arguments[:1], arguments[1:]
+    if command == ["report"]:
+        from lightning_ft.report.command import report_command
+
+        report_command(rest, safe=safe)
+    elif command == ["export"]:
         from lightning_ft.export.command import export_command
 
-        export_command(arguments[1:], safe=safe)
-        return
-    from lightning_ft.cli import Command
-    from lightning_ft.run_arguments import expand
+        export_command(rest, safe=safe)
+    else:
+        from lightning_ft.cli import Command
+        from lightning_ft.run_arguments import expand
 
-    Command(expand(arguments), safe=safe)
+        Command(expand(arguments), safe=safe)
 
 
 def one_sentence(error: BaseException) -> str:

@@ -24,6 +24,7 @@ from lightning_ft.module import FineTuner
 from lightning_ft.out_of_memory import advice, is_out_of_memory
 from lightning_ft.predictions import PredictionWriter
 from lightning_ft.recipe import build_data, check_head, fill, move_optimizer, rebuild_from
+from lightning_ft.report.run_report import RunReport
 from lightning_ft.results import print_results, save_results
 from lightning_ft.run_arguments import RUNS
 from lightning_ft.run_board import RunBoard
@@ -128,6 +129,7 @@ class Command(LightningCLI):
         parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_lightning_class_args(RunReport, "report")
         parser.add_optimizer_args((Optimizer,))
         parser.add_lr_scheduler_args(LRSchedulerTypeTuple)
 
@@ -194,11 +196,14 @@ class Command(LightningCLI):
         for callback in callbacks:
             if isinstance(callback, BestCheckpoint | LastCheckpoint) and self.run_folder is not None:
                 callback.dirpath = str(self.run_folder / CHECKPOINTS)  # a Path would not load with weights_only
+            if isinstance(callback, RunReport):
+                callback.folder = self.run_folder
         chosen = [
             callback
             for callback in callbacks
             if (keeps or not isinstance(callback, BestCheckpoint | LastCheckpoint))
             and (self.subcommand == "predict" or not isinstance(callback, PredictionWriter))
+            and (self.subcommand == "fit" or not isinstance(callback, RunReport))
         ]
         if self.subcommand == "fit":
             self.stop = GracefulStop()
@@ -254,7 +259,13 @@ class Command(LightningCLI):
             print(f"run folder: {self.run_folder}", flush=True)
 
     def after_fit(self) -> None:
-        """Say where the run's files are."""
+        """Make the run's report, and say where the run's files are."""
+        callbacks: list[Callback] = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        for callback in callbacks:
+            if isinstance(callback, RunReport) and callback.at_end and self.run_folder is not None:
+                from lightning_ft.report.command import report_of_fit  # what draws it is loaded where it is needed
+
+                print(report_of_fit(self.run_folder), flush=True)
         self.before_fit()
 
     def after_lr_find(self) -> None:

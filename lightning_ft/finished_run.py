@@ -59,7 +59,7 @@ def find_run(run: str | Path, root: str | Path = RUNS) -> Path:
 
 
 def finished_run(
-    folder: str | Path, *, merge: bool = False, data: Mapping[str, Any] | None = None, safe: bool = False
+    folder: str | Path, *, merge: bool = False, data: Mapping[str, Any] | None = None, safe: bool | None = None
 ) -> FinishedRun:
     """Build a run's model and data again, from nothing but its folder.
 
@@ -67,7 +67,7 @@ def finished_run(
         folder: The run's folder.
         merge: Whether the adapters of a run with ``lora`` are merged into the weights.
         data: Arguments of the data module that replace the run's: ``{"predict_file": "new.csv"}``.
-        safe: Whether to refuse other people's classes in its configuration.
+        safe: Whether to refuse other people's classes in its configuration, instead of naming them; None to trust them.
 
     Raises:
         FileNotFoundError: If there is no such folder, configuration or checkpoint.
@@ -82,7 +82,11 @@ def finished_run(
     parser.add_lightning_class_args(FineTuner, "model")
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
     try:
-        parts = trusting(lambda: parser.parse_object({key: config[key] for key in ("model", "data")}), safe=safe)
+        content = {key: config[key] for key in ("model", "data")}
+        if safe is None:
+            parts = parser.parse_object(content)
+        else:
+            parts = trusting(lambda: parser.parse_object(content), safe=safe)
     except ValueError as error:
         raise ValueError(f"{str(folder / CONFIG)!r}: {explain(str(error), parser, ())}") from error
     backbone = parts.model.backbone.get("init_args") or Namespace()
@@ -92,12 +96,12 @@ def finished_run(
         parts.data.init_args[name] = value
     built = build_data(parts.data)
     model = _build(parser, parts.model)
-    content = dict(saved)
+    whole = dict(saved)
     if merged:  # the backbone took its weights from the checkpoint
         head = {name: value for name, value in saved["state_dict"].items() if name in _head(model)}
-        content = {"state_dict": {**model.state_dict(), **head}}
-    model.check_fits(content)
-    model.load_state_dict(content["state_dict"])
+        whole = {"state_dict": {**model.state_dict(), **head}}
+    model.check_fits(whole)
+    model.load_state_dict(whole["state_dict"])
     names = saved.get("label_names")
     model.label_names = None if names is None else tuple(names)
     return FinishedRun(folder, config, checkpoint, saved, model.eval(), built)

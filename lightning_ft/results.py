@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from lightning_ft.entities import kinds_of
 from lightning_ft.module import FineTuner
+from lightning_ft_callbacks.whole_file import write_whole
 
 MOST_CLASSES = 20
 RESULTS = "results.json"
@@ -92,12 +92,7 @@ def save_results(folder: Path, stage: str, trainer: Trainer, checkpoint: Path, s
         # JSON has no NaN
         "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
     }
-    partial = folder / f".{RESULTS}.{os.getpid()}.partial"
-    with partial.open("w", encoding="utf-8") as stream:
-        json.dump({**read_results(folder), stage: result}, stream, indent=2, ensure_ascii=False)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(folder / RESULTS)
+    write_whole(folder / RESULTS, json.dumps({**read_results(folder), stage: result}, indent=2, ensure_ascii=False))
 
 
 def read_results(folder: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ QUIET = {
     "--trainer.accelerator": "cpu",
     "--trainer.enable_progress_bar": "false",
     "--trainer.enable_model_summary": "false",
+    "--report.at_end": "false",
 }
 PARTS = {
     "adjective": {"good": ["great", "lovely", "superb", "moving"], "bad": ["awful", "dull", "boring", "bland"]},
