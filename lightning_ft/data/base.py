@@ -165,7 +165,7 @@ class FineTuningData(LightningDataModule, ABC):
     def setup(self, stage: str) -> None:
         """Read, check and encode the parts of a stage: ``fit``, ``validate``, ``test`` or ``predict``."""
         self._resumed_at = (0, 0)
-        self.__dict__.pop("written", None)
+        vars(self).pop("written", None)
         for part in PARTS_OF_STAGE[stage]:
             # made anew each time: another fit can be of another backbone
             self._samples[part] = self._prepared(part)
@@ -325,7 +325,7 @@ class FineTuningData(LightningDataModule, ABC):
             samples.epoch, samples.seed = sampler.shared_epoch, self.seed
         return self._loader_of(samples, sampler)
 
-    def _ranks(self) -> dict[str, int]:
+    def _ranks(self) -> dict[str, Any]:
         """Return the number of ranks and this one, as samplers take them."""
         strategy = None if self.trainer is None else self.trainer.strategy
         return getattr(strategy, "distributed_sampler_kwargs", None) or {}

@@ -201,8 +201,8 @@ class ClassificationHead(Head):
         ``probability``, the likeliest first.
         """
         if self.task == "regression":
-            rows = prediction.float().tolist()
-            return [{"prediction": row[0] if len(row) == 1 else row} for row in rows]
+            numbers = prediction.float().tolist()
+            return [{"prediction": row[0] if len(row) == 1 else row} for row in numbers]
         names = list(label_names or map(str, range(prediction.shape[-1])))
         several = self.task == "multilabel"
         shares = prediction.float().sigmoid() if several else prediction.float().softmax(-1)

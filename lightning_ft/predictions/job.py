@@ -30,7 +30,7 @@ def job_of(trainer: Trainer, module: LightningModule, options: Mapping[str, Any]
     plain |= {"precision": str(trainer.precision), "torch": torch.__version__, "head_class": type(module.head).__name__}
     return {
         "weights": _weights(trainer.ckpt_path, module),
-        "input": input_state(data.files["predict"] or data.files["train"]),
+        "input": input_state(data),
         "options": json.loads(json.dumps(plain, sort_keys=True, default=str)),
     }
 
@@ -41,8 +41,9 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]
     return [words for name, words in names.items() if ours.get(name) != theirs.get(name)]
 
 
-def input_state(source: str | None) -> str:
-    """Return what changes when a file, or one of those in a folder, does: names, sizes, times, and how they begin."""
+def input_state(data: Any) -> str:
+    """Return what changes when the file to predict, or one in its folder, does: names, sizes, times, how it begins."""
+    source: str | None = data.files["predict"] or data.files["train"]
     digest = hashlib.sha256(str(source).encode())
     path = Path(resolve(source or "")).expanduser()
     files = sorted(file for file in path.rglob("*") if file.is_file()) if source and path.is_dir() else [path]
@@ -67,7 +68,7 @@ def _weights(checkpoint: Any, module: LightningModule) -> str:
         return digest.hexdigest()
     for name, value in module.state_dict().items():
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data if value.numel() else b"")
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data if value.numel() else b"")
     return digest.hexdigest()
 
 

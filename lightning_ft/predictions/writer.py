@@ -108,9 +108,9 @@ class PredictionWriter(Callback):
         head: Any = pl_module.head
         head.choose_output(self.probabilities, self.top_k)
         self._limit = trainer.limit_predict_batches
-        if trainer.is_global_zero:
-            with self._told():
-                self._parts.claim()
+        complaint = trainer.strategy.broadcast(self._claim() if trainer.is_global_zero else None)
+        if complaint is not None:
+            raise ValueError(complaint)
         data.choose_batches = lambda: self._choose(trainer, pl_module)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
@@ -170,7 +170,7 @@ class PredictionWriter(Callback):
             return
         assert self._batches is not None
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        if input_state(_input_of(data)) != self._input:
+        if input_state(data) != self._input:
             raise ValueError(
                 f"{data.place('predict')} changed while it was predicted, so that rows and predictions may not belong "
                 "together; predict it again"
@@ -204,23 +204,32 @@ class PredictionWriter(Callback):
             self._rng = None
         self._parts.release()
 
+    def _claim(self) -> str | None:
+        """Claim the place of the file; return what hinders, for all ranks to say."""
+        try:
+            with self._told():
+                self._parts.claim()
+        except (OSError, ValueError) as error:
+            return str(error.args[-1])
+        return None
+
     def _choose(self, trainer: Trainer, module: LightningModule) -> PredictBatches:
         """Return the batches of this rank, those left out that were predicted before; all ranks must ask.
 
         The module has its weights and lies where it computes by now.
         """
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        self._input = input_state(_input_of(data))
         options = {"column": self.column, "probabilities": self.probabilities, "top_k": self.top_k}
         job = job_of(trainer, module, options) if trainer.is_global_zero else {}
+        self._input = job.get("input", "")
         known = trainer.strategy.broadcast(self._taken_up(job) if trainer.is_global_zero else None)
-        size = self.batch_size or data.batch_size_of("predict")
+        size: Any = self.batch_size or data.batch_size_of("predict")
         if known is not None and (self.batch_size == "auto" or known == size):
             size = known
         elif size == "auto":
             size = fastest_batch_size(trainer, module, data)
         num_samples = len(data.predict_samples)
-        ranks: dict[str, int] = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
+        ranks: dict[str, Any] = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
         done: list[range] = []
         if trainer.is_global_zero:
             with self._told():
@@ -287,10 +296,6 @@ def _suffix_of(source: str | None) -> str:
     """Return the suffix of a table's file, and .csv for anything else."""
     suffix = Path((source or "").removesuffix(".gz")).suffix.lower()
     return suffix if suffix in TABLES else ".csv"
-
-
-def _input_of(data: Any) -> str | None:
-    return data.files["predict"] or data.files["train"]
 
 
 def _free(name: str, columns: Sequence[str]) -> str:
