@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 from lightning.pytorch import Callback
 from small_tasks import NUM_ROWS, Small, Stop, StopAfter, parts_of, predict, rows_of, small
 
@@ -132,13 +133,7 @@ def test_top_k_are_the_likeliest_classes_with_their_probabilities(classes: Small
     ]
     without = rows_of(predict(classes.model, classes.data, tmp_path / "without.jsonl", probabilities=False))
     assert [set(row) for row in without] == [{"id", "text", "price", "prediction"}] * NUM_ROWS
-    assert "probabilities" in classes.model.head.decode(*_logits(), None)[0], "the head is as it was"
-
-
-def _logits() -> tuple[Any, None]:
-    import torch
-
-    return torch.zeros(1, 3), None
+    assert "probabilities" in classes.model.head.decode(torch.zeros(1, 3), None, {})[0], "the head is as it was"
 
 
 def test_top_k_is_how_many_items_are_recommended(tiny_bert: Path, tiny_gpt2: Path, tmp_path: Path) -> None:
