@@ -5,7 +5,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lightning_ft.extras import require
 
@@ -40,20 +40,27 @@ class Format(ABC):
 
 
 class Csv(Format):
-    """Cells between commas, of a ``.tsv`` file between tabs; a column a probability, and ``|`` between names."""
+    """Cells between commas; a column a probability, and ``|`` between names."""
+
+    separator: ClassVar[str] = ","
 
     def write(self, path: Path, chunks: Chunks) -> None:
         """Write a whole file."""
-        separator = "\t" if path.suffixes[0] == ".tsv" else ","
         with path.open("w", newline="", encoding="utf-8") as stream:
             table = None
             for rows, outputs in chunks():
                 cells = [{**row, **_cells(output)} for row, output in zip(rows, outputs, strict=True)]
                 if table is None:
                     names = [*self.columns, *_cells(outputs[0])]
-                    table = csv.DictWriter(stream, fieldnames=names, delimiter=separator)
+                    table = csv.DictWriter(stream, fieldnames=names, delimiter=self.separator)
                     table.writeheader()
                 table.writerows({name: _text(value) for name, value in row.items()} for row in cells)
+
+
+class Tsv(Csv):
+    """Cells between tabs."""
+
+    separator = "\t"
 
 
 class Jsonl(Format):
@@ -110,7 +117,7 @@ class Document(Format):
             json.dump(self.document(rows), stream, ensure_ascii=False)
 
 
-FORMATS: dict[str, type[Format]] = {".csv": Csv, ".tsv": Csv, ".jsonl": Jsonl, ".parquet": Parquet}
+FORMATS: dict[str, type[Format]] = {".csv": Csv, ".tsv": Tsv, ".jsonl": Jsonl, ".parquet": Parquet}
 SUFFIXES = (*FORMATS, ".json")
 
 

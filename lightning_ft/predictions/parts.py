@@ -135,6 +135,11 @@ class PartFolder:
         if row != stop:
             raise ValueError(f"{str(self.folder)!r} is damaged at row {row}; remove it and predict again")
 
+    @property
+    def whole(self) -> Path:
+        """Where the file of predictions is written until it is whole."""
+        return self._partial(self.file.name)
+
     def remove(self) -> None:
         """Remove the folder and all that is in it."""
         shutil.rmtree(self.folder, ignore_errors=True)

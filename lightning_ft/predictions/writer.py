@@ -87,6 +87,7 @@ class PredictionWriter(Callback):
         self._saved_at = 0.0
         self._rng: dict[str, Any] | None = None
         self._limit: int | float = 1.0
+        self._data: Any = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check what is asked for, and take the choice of the batches from the data."""
@@ -105,9 +106,9 @@ class PredictionWriter(Callback):
                 f"{data.place('predict')} has a column {self.column!r} already; name that of the predictions with "
                 f"predictions.column, as in --predictions.column {_free(self.column, columns)}"
             )
+        self._data, self._limit = data, trainer.limit_predict_batches
         head: Any = pl_module.head
         head.choose_output(self.probabilities, self.top_k)
-        self._limit = trainer.limit_predict_batches
         complaint = trainer.strategy.broadcast(self._claim() if trainer.is_global_zero else None)
         if complaint is not None:
             raise ValueError(complaint)
@@ -177,7 +178,9 @@ class PredictionWriter(Callback):
             )
         self.num_rows = self._batches.num_rows
         with self._told():
-            write_whole(self.file, lambda path: self._format(data).write(path, lambda: self._chunks(data)))
+            write_whole(
+                self.file, self._parts.whole, lambda path: self._format(data).write(path, lambda: self._chunks(data))
+            )
         self._parts.remove()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -192,10 +195,10 @@ class PredictionWriter(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put back what was changed."""
-        if stage != "predict":
+        if stage != "predict" or self._data is None:
             return
-        data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        data.choose_batches = None
+        self._data.choose_batches = None
+        self._data = None
         head: Any = pl_module.head
         head.choose_output(None, None)
         trainer.limit_predict_batches = self._limit
@@ -219,7 +222,9 @@ class PredictionWriter(Callback):
         The module has its weights and lies where it computes by now.
         """
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
+        ranks: dict[str, Any] = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
         options = {"column": self.column, "probabilities": self.probabilities, "top_k": self.top_k}
+        options["limit"] = _limit(trainer, ranks.get("num_replicas", 1))
         job = job_of(trainer, module, options) if trainer.is_global_zero else {}
         self._input = job.get("input", "")
         known = trainer.strategy.broadcast(self._taken_up(job) if trainer.is_global_zero else None)
@@ -229,7 +234,6 @@ class PredictionWriter(Callback):
         elif size == "auto":
             size = fastest_batch_size(trainer, module, data)
         num_samples = len(data.predict_samples)
-        ranks: dict[str, Any] = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
         done: list[range] = []
         if trainer.is_global_zero:
             with self._told():
@@ -237,7 +241,7 @@ class PredictionWriter(Callback):
                     self._parts.begin(job | {"batch_size": size})
                 done = self._parts.done()
         done = trainer.strategy.broadcast(done)
-        num_rows = _limited(trainer, num_samples, size, ranks.get("num_replicas", 1))
+        num_rows = _limited(num_samples, size, options["limit"])
         if done:
             kept = sum(map(len, done))
             rank_zero_info(f"predictions: {kept} of {num_rows} rows were predicted before; going on with the others")
@@ -303,12 +307,16 @@ def _free(name: str, columns: Sequence[str]) -> str:
     return next(new for new in (f"{name}_{number}" for number in range(2, len(columns) + 3)) if new not in columns)
 
 
-def _limited(trainer: Trainer, num_rows: int, batch_size: int, num_ranks: int) -> int:
-    """Return the rows that the trainer's limit_predict_batches lets through."""
+def _limit(trainer: Trainer, num_ranks: int) -> int | float:
+    """Return the batches of all ranks to predict at most, or a share of them: Lightning's limits are those of one."""
     limit: int | float = trainer.limit_predict_batches
-    num_batches = -(-num_rows // batch_size)
-    most = limit * num_ranks if isinstance(limit, int) else int(num_batches * limit)
-    return min(num_rows, most * batch_size)
+    return limit * num_ranks if isinstance(limit, int) else limit
+
+
+def _limited(num_rows: int, batch_size: int, limit: int | float) -> int:
+    """Return the rows that a limit on batches lets through."""
+    num_batches = limit if isinstance(limit, int) else int(-(-num_rows // batch_size) * limit)
+    return min(num_rows, num_batches * batch_size)
 
 
 def _forget_indices(trainer: Trainer) -> None:

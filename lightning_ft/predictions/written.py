@@ -7,14 +7,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
-def write_whole(file: Path, write: Callable[[Path], None]) -> None:
-    """Write a file beside its place, sync it to the disk, and rename it.
+def write_whole(file: Path, partial: Path, write: Callable[[Path], None]) -> None:
+    """Write a file at another place of its disk, sync it, and rename it.
 
     Args:
         file: The file; what stood there before stays until the new one is whole.
+        partial: The other place.
         write: Writes to the path that it is given.
     """
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
         write(partial)
         with partial.open("rb+") as stream:
