@@ -15,10 +15,10 @@ from torch import Tensor
 
 from lightning_ft.data.predict_batches import PredictBatches
 from lightning_ft.masks import write_mask
-from lightning_ft.predictions.batch_size import fastest_batch_size
 from lightning_ft.predictions.formats import FORMATS, SUFFIXES, Document, Format, Row, column_names
-from lightning_ft.predictions.job import differences, input_state, job_of
+from lightning_ft.predictions.job import input_state
 from lightning_ft.predictions.parts import PartFolder
+from lightning_ft.predictions.remaining import batches_to_predict
 from lightning_ft.predictions.written import failures_told, write_whole
 from lightning_ft.rng import rng_state, set_rng_state
 
@@ -76,7 +76,7 @@ class PredictionWriter(Callback):
         self.column = column
         self.probabilities = probabilities
         self.top_k = top_k
-        self.batch_size = batch_size
+        self.batch_size: int | Literal["auto"] | None = batch_size
         self.resume = resume
         self.save_every = save_every
         self.file = self.given_file or Path("predictions.csv")
@@ -217,49 +217,13 @@ class PredictionWriter(Callback):
         return None
 
     def _choose(self, trainer: Trainer, module: LightningModule) -> PredictBatches:
-        """Return the batches of this rank, those left out that were predicted before; all ranks must ask.
-
-        The module has its weights and lies where it computes by now.
-        """
-        data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        ranks: dict[str, Any] = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
+        """Return the batches of this rank; all ranks must ask."""
         options = {"column": self.column, "probabilities": self.probabilities, "top_k": self.top_k}
-        options["limit"] = _limit(trainer, ranks.get("num_replicas", 1))
-        job = job_of(trainer, module, options) if trainer.is_global_zero else {}
-        self._input = job.get("input", "")
-        known = trainer.strategy.broadcast(self._taken_up(job) if trainer.is_global_zero else None)
-        size: Any = self.batch_size or data.batch_size_of("predict")
-        if known is not None and (self.batch_size == "auto" or known == size):
-            size = known
-        elif size == "auto":
-            size = fastest_batch_size(trainer, module, data)
-        num_samples = len(data.predict_samples)
-        done: list[range] = []
-        if trainer.is_global_zero:
-            with self._told():
-                if known != size:
-                    self._parts.begin(job | {"batch_size": size})
-                done = self._parts.done()
-        done = trainer.strategy.broadcast(done)
-        num_rows = _limited(num_samples, size, options["limit"])
-        if done:
-            kept = sum(map(len, done))
-            rank_zero_info(f"predictions: {kept} of {num_rows} rows were predicted before; going on with the others")
-        self._batches = PredictBatches(num_rows, batch_size=size, done=done, **ranks)
+        self._batches, self._input = batches_to_predict(
+            trainer, module, self._parts, options, batch_size=self.batch_size, resume=self.resume
+        )
         trainer.limit_predict_batches = 1.0  # these are the limited ones
         return self._batches
-
-    def _taken_up(self, job: dict[str, Any]) -> int | None:
-        """Return the batch size of the prediction that goes on; None where one begins."""
-        record = self._parts.record()
-        if record is None or not self.resume:
-            return None
-        if others := differences(job, record):
-            rank_zero_info(
-                f"predictions: {str(self._parts.folder)!r} is of a prediction with {' and '.join(others)}; begun anew"
-            )
-            return None
-        return record["batch_size"]
 
     def _with_masks(self, outputs: Sequence[Row], names: Sequence[str]) -> list[Row]:
         """Write masks to files; return what was predicted with the files' names instead."""
@@ -305,18 +269,6 @@ def _suffix_of(source: str | None) -> str:
 def _free(name: str, columns: Sequence[str]) -> str:
     """Return a name like another that no column has."""
     return next(new for new in (f"{name}_{number}" for number in range(2, len(columns) + 3)) if new not in columns)
-
-
-def _limit(trainer: Trainer, num_ranks: int) -> int | float:
-    """Return the batches of all ranks to predict at most, or a share of them: Lightning's limits are those of one."""
-    limit: int | float = trainer.limit_predict_batches
-    return limit * num_ranks if isinstance(limit, int) else limit
-
-
-def _limited(num_rows: int, batch_size: int, limit: int | float) -> int:
-    """Return the rows that a limit on batches lets through."""
-    num_batches = limit if isinstance(limit, int) else int(-(-num_rows // batch_size) * limit)
-    return min(num_rows, num_batches * batch_size)
 
 
 def _forget_indices(trainer: Trainer) -> None:

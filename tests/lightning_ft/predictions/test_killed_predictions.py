@@ -60,7 +60,7 @@ def watch():
 
 
 found = []
-for num_rows, suffixes in ((10000, ["csv"]), (30000, ["csv", "parquet"])):
+for num_rows, suffixes in ((8000, ["csv"]), (24000, ["csv", "parquet"])):
     below = folder / str(num_rows)
     below.mkdir()
     file = texts(below, num_rows)
