@@ -107,7 +107,7 @@ def read_lines(path: Path) -> "Dataset":
     datasets = require("datasets", extra="text", needed_by="predict_file")
     lines = datasets.load_dataset("text", data_files={"train": _literal(path)}, split="train")
     blank = {row for row, line in enumerate(lines["text"]) if not line.strip()}
-    return lines.select(row for row in range(len(lines)) if row not in blank) if blank else lines
+    return lines.select([row for row in range(len(lines)) if row not in blank]) if blank else lines
 
 
 def _suffix_of(path: Path) -> str:
