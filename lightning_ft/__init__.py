@@ -32,3 +32,4 @@ from lightning_ft.heads.segmentation import SegmentationHead as SegmentationHead
 from lightning_ft.heads.sequence_classification import SequenceClassificationHead as SequenceClassificationHead
 from lightning_ft.heads.token_classification import TokenClassificationHead as TokenClassificationHead
 from lightning_ft.module import FineTuner as FineTuner
+from lightning_ft.predictions import PredictionWriter as PredictionWriter

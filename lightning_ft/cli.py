@@ -120,6 +120,8 @@ class Command(LightningCLI):
                 default=None,
                 help="A run's folder, or `last`: its configuration and best checkpoint.",
             )
+        if subcommand == "predict":
+            parser.set_defaults({"return_predictions": False})  # they are written, and need not be in memory together
         if subcommand in ("test", "validate"):
             parser.set_defaults({"verbose": False})  # the command prints the results itself, with names
         return parser
@@ -295,7 +297,7 @@ class Command(LightningCLI):
         """Say where the predictions are."""
         callbacks: list[Callback] = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         for callback in callbacks:
-            if isinstance(callback, PredictionWriter):
+            if isinstance(callback, PredictionWriter) and _rank() == 0:
                 print(f"predictions: {callback.file} ({callback.num_rows} rows)")
 
 

@@ -12,10 +12,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader
 
 from lightning_ft.data.labels import Labels, Task, is_missing, task_of
+from lightning_ft.data.predict_batches import PredictBatches
 from lightning_ft.data.sampler import EpochSampler
 from lightning_ft.data.split import stratified_split
+from lightning_ft.data.written_rows import WrittenRows
 
 if TYPE_CHECKING:
+    import pyarrow
     from datasets import Dataset
 
 Part = Literal["train", "val", "test", "predict"]
@@ -47,6 +50,7 @@ class FineTuningData(LightningDataModule, ABC):
 
     Attributes:
         labelled: Whether rows have labels; where texts or images are all there is to learn from they have none.
+        choose_batches: Returns the batches to predict where not all are; set by who writes the predictions.
     """
 
     labelled: ClassVar[bool] = True
@@ -79,6 +83,7 @@ class FineTuningData(LightningDataModule, ABC):
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        self.choose_batches: Callable[[], PredictBatches] | None = None
         self._samples: dict[Part, Any] = {}
         self._resumed_at = (0, 0)
 
@@ -160,6 +165,7 @@ class FineTuningData(LightningDataModule, ABC):
     def setup(self, stage: str) -> None:
         """Read, check and encode the parts of a stage: ``fit``, ``validate``, ``test`` or ``predict``."""
         self._resumed_at = (0, 0)
+        vars(self).pop("written", None)
         for part in PARTS_OF_STAGE[stage]:
             # made anew each time: another fit can be of another backbone
             self._samples[part] = self._prepared(part)
@@ -183,11 +189,38 @@ class FineTuningData(LightningDataModule, ABC):
 
     def predict_dataloader(self) -> DataLoader:
         """Return the batches to predict, in the order of the file."""
-        return self._loader("predict")
+        if self.choose_batches is not None:
+            batches = self.choose_batches()
+        else:
+            size = self.batch_size_of("predict")
+            batches = PredictBatches(len(self.predict_samples), batch_size=size, **self._ranks())
+        return self._loader_of(self.predict_samples, batches)
+
+    @property
+    def predict_samples(self) -> Any:
+        """What is to be predicted, one sample a row of the file, in its order."""
+        return self._samples["predict"]
+
+    @cached_property
+    def written(self) -> WrittenRows:
+        """The rows to predict as they stand in their file."""
+        return WrittenRows(self.read("predict"))
 
     def predict_rows(self, start: int, stop: int) -> list[dict[str, Any]]:
         """Return the rows ``start`` to ``stop`` of the file to predict, as a person wrote them."""
-        return self.read("predict").select(range(start, stop)).to_list()
+        return self.written.rows(start, stop)
+
+    def predict_columns(self) -> list[str]:
+        """Return the names of what ``predict_rows`` returns, in the order of the file."""
+        return self.written.columns
+
+    def predict_schema(self) -> "pyarrow.Schema | None":
+        """Return the types of these columns, where the file to predict has types."""
+        return self.written.schema
+
+    def mask_names(self, start: int, stop: int) -> list[str]:
+        """Return a file name for each of the rows ``start`` to ``stop``, where what is predicted is an image."""
+        return [f"{row}.png" for row in range(start, stop)]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: labels, the order's seed, the number of rows, and how far training came."""
@@ -277,25 +310,30 @@ class FineTuningData(LightningDataModule, ABC):
 
     def _loader(self, part: Part, epoch: int = 0, start_batch: int = 0) -> DataLoader:
         samples = self._samples[part]
-        batch_size = self.batch_size_of(part)
-        strategy = None if self.trainer is None else self.trainer.strategy
-        ranks: dict[str, int] = getattr(strategy, "distributed_sampler_kwargs", None) or {}
         sampler = EpochSampler(
             len(samples),
-            batch_size=batch_size,
-            lengths=None if part == "predict" or not len(samples) else self.lengths(samples),
+            batch_size=self.batch_size_of(part),
+            lengths=self.lengths(samples) if len(samples) else None,
             shuffle=part == "train",
             seed=self.seed,
             epoch=epoch,
             start_batch=start_batch,
-            **ranks,
+            **self._ranks(),
         )
         if hasattr(samples, "epoch"):
             # samples that are augmented are a function of these and of their row
             samples.epoch, samples.seed = sampler.shared_epoch, self.seed
+        return self._loader_of(samples, sampler)
+
+    def _ranks(self) -> dict[str, Any]:
+        """Return the number of ranks and this one, as samplers take them."""
+        strategy = None if self.trainer is None else self.trainer.strategy
+        return getattr(strategy, "distributed_sampler_kwargs", None) or {}
+
+    def _loader_of(self, samples: Any, sampler: EpochSampler | PredictBatches) -> DataLoader:
         return DataLoader(
             samples,
-            batch_size=batch_size,
+            batch_size=sampler.batch_size,
             sampler=sampler,
             collate_fn=self.collate(),
             num_workers=self.num_workers,

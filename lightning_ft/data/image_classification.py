@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -15,6 +16,7 @@ from lightning_ft.data.image_sources import ImageSource, read_images, with_names
 from lightning_ft.data.image_transforms import data_config_of, image_transform
 from lightning_ft.data.images import Images
 from lightning_ft.data.labels import Task
+from lightning_ft.data.written_rows import WrittenRows
 from lightning_ft.resources import existing
 
 if TYPE_CHECKING:
@@ -130,6 +132,14 @@ class ImageClassificationData(FineTuningData):
         """Return the rows of a part's file whose images can be read: ``image``, the label, and other columns."""
         return self._source(part).table
 
+    @cached_property
+    def written(self) -> WrittenRows:
+        """The rows to predict as they stand in their table; of a folder the paths."""
+        source, file = self._source("predict"), self.files["predict"]
+        if source.rows is None or file is None:
+            return WrittenRows(source.table)
+        return WrittenRows.of_file(file, "predict_file", type(self).__name__, extra="vision").select(source.rows)
+
     def samples(self, part: Part, table: "Dataset", targets: Sequence[Any] | None) -> Images:
         """Return the images of a table, transformed for training in ``"train"`` and for evaluation elsewhere."""
         return Images(table["image"], self._source(part).pixels, targets, self._transforms[part])
@@ -171,4 +181,5 @@ class ImageClassificationData(FineTuningData):
         if not self.skip_unreadable or not rows:
             raise ValueError(f"{message}: {named}. Mend or remove them, or drop them with skip_unreadable=True")
         rank_zero_info(f"{message}; dropped: {named}")
-        return replace(source, table=source.table.select(rows))
+        kept = None if source.rows is None else [source.rows[row] for row in rows]
+        return replace(source, table=source.table.select(rows), rows=kept)

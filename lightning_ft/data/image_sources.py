@@ -25,10 +25,12 @@ class ImageSource:
     Attributes:
         table: The column ``image`` (a path, or a row of ``pixels``), the label column, and others that the file has.
         pixels: Grey images, uint8, shape (image, height, width), where the file holds pixels; None where it has paths.
+        rows: The row of each image in a table of paths; None where the file is none.
     """
 
     table: "Dataset"
     pixels: np.ndarray | None = None
+    rows: Sequence[int] | None = None
 
 
 def read_images(path: Path, what: str, *, image_column: str, label_column: str, labelled: bool) -> ImageSource:
@@ -62,7 +64,8 @@ def read_images(path: Path, what: str, *, image_column: str, label_column: str, 
             )
             return ImageSource(_rows(range(len(images)), label_column, labels if labelled else None), images)
     if kind in READERS:
-        return ImageSource(_table(path, what, place, image_column, label_column if labelled else None))
+        table = _table(path, what, place, image_column, label_column if labelled else None)
+        return ImageSource(table, rows=range(len(table)))
     if not is_image(path.name):
         raise ValueError(
             f"{place} is no folder of images, no table ({', '.join(READERS)}), no idx file"

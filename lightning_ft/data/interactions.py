@@ -252,6 +252,13 @@ class InteractionsData(TextData):
         column = self.columns["user_column"] or "user"
         return [{column: user} for user in _users(self._to_predict)[start:stop]]
 
+    def predict_columns(self) -> list[str]:
+        """Return the name of the column of users."""
+        return [self.columns["user_column"] or "user"]
+
+    def predict_schema(self) -> None:
+        """Return nothing: the rows are users, whose names are texts."""
+
     def _prepared(self, part: Part) -> Histories | list:
         if part == "predict":
             return self.samples(part, self._to_predict, None)

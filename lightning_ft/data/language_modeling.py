@@ -14,8 +14,9 @@ from lightning_ft.data.labels import Labels, is_missing
 from lightning_ft.data.masking import MaskedRows
 from lightning_ft.data.prompts import JudgedText, chat, chat_prompt, check_messages, completed, plain, prompt_of
 from lightning_ft.data.tables import check_columns, filtered, read_table
-from lightning_ft.data.texts import TextData, read_texts
+from lightning_ft.data.texts import TextData, read_texts, tokenised_name
 from lightning_ft.data.token_rows import TokenRow, pack, windows
+from lightning_ft.extras import require
 from lightning_ft.resources import existing, resolve
 from lightning_ft.targets import IGNORED
 
@@ -166,7 +167,7 @@ class LanguageModelingData(TextData):
         """
         tokenizer = self._tokenizer()
         if part == "predict":
-            return [{"input_ids": ids} for ids in self._fitting(self._prompts(tokenizer, table), tokenizer)]
+            return self._to_predict(tokenizer, table)
         limit = self.max_length or LONGEST
         limit = min(limit, self._limit(tokenizer) or limit)
         if self.objective == "masked":
@@ -225,7 +226,29 @@ class LanguageModelingData(TextData):
             return [completed(str(prompt), "" if is_missing(end) else str(end)) for prompt, end in pairs]
         return [plain(str(text)) for text in table[self.text_column]]
 
-    def _prompts(self, tokenizer: Any, table: "Dataset") -> list[list[int]]:
+    def _to_predict(self, tokenizer: Any, table: "Dataset") -> "Dataset":
+        """Return the tokens of rows to predict; they lie on the disk, as the rows do."""
+
+        def tokenise(rows: Mapping[str, Sequence[Any]], numbers: Sequence[int]) -> Mapping[str, Any]:
+            return {"input_ids": self._fitting(self._prompts(tokenizer, rows), numbers, tokenizer)}
+
+        datasets = require("datasets", extra="text", needed_by=type(self).__name__)
+        columns = list(self._columns("predict").values())
+        table = table.select_columns(columns)
+        settings = {"template": getattr(tokenizer, "chat_template", None), "columns": columns}
+        return table.map(
+            tokenise,
+            batched=True,
+            with_indices=True,
+            remove_columns=columns,
+            features=datasets.Features({"input_ids": datasets.List(datasets.Value("int64"))}),
+            desc="Tokenising",
+            new_fingerprint=tokenised_name(
+                table, tokenizer, limit=self._limit(tokenizer), objective=self.objective, **settings
+            ),
+        )
+
+    def _prompts(self, tokenizer: Any, table: Mapping[str, Sequence[Any]]) -> list[list[int]]:
         if self.messages_column is not None:
             texts = [chat_prompt(messages, tokenizer) for messages in table[self.messages_column]]
             return tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -233,10 +256,10 @@ class LanguageModelingData(TextData):
         ids = tokenizer(texts)["input_ids"]
         return [prompt_of(row, tokenizer) for row in ids] if self.objective == "causal" else ids
 
-    def _fitting(self, prompts: list[list[int]], tokenizer: Any) -> list[list[int]]:
+    def _fitting(self, prompts: list[list[int]], numbers: Sequence[int], tokenizer: Any) -> list[list[int]]:
         """Return rows to predict, none of which is longer than the model takes."""
         limit = self._limit(tokenizer)
-        for row, ids in enumerate(prompts):
+        for row, ids in zip(numbers, prompts, strict=True):
             if limit is not None and len(ids) > limit:
                 raise ValueError(
                     f"{self.place('predict')}, row {row + 1}: {len(ids)} tokens, but the model takes {limit}; cut it"

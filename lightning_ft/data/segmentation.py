@@ -17,6 +17,7 @@ from lightning_ft.data.masked_images import ImageFiles, MaskedImages
 from lightning_ft.data.masked_samples import MaskedSamples
 from lightning_ft.data.split import grouped_split
 from lightning_ft.data.volumes import BACKGROUND, VolumeSlices, volume_files
+from lightning_ft.data.written_rows import WrittenRows
 from lightning_ft.extras import require
 from lightning_ft.masks import IGNORED
 from lightning_ft.resources import existing
@@ -199,6 +200,15 @@ class SegmentationData(FineTuningData):
         if part != "predict":
             table |= {"row": list(range(len(source.rows))), "mask": list(source.names)}
         return datasets.Dataset.from_dict(table)
+
+    @cached_property
+    def written(self) -> WrittenRows:
+        """The images to predict: their files, and of volumes the slices."""
+        return WrittenRows(self.read("predict").remove_columns("name"))
+
+    def mask_names(self, start: int, stop: int) -> list[str]:
+        """Return file names for the masks of the images ``start`` to ``stop``."""
+        return list(self._source("predict").names[start:stop])
 
     def split(self, table: "Dataset", sizes: Mapping[str, float]) -> Mapping[str, Any]:
         """Return the rows of the training images for each part; groups stay together."""

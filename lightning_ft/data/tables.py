@@ -18,7 +18,7 @@ READERS = {".csv": "csv", ".tsv": "csv", ".jsonl": "json", ".json": "json", ".pa
 READERS |= dict.fromkeys(ATOMIC, "csv")
 
 
-def read_table(source: str, what: str, needed_by: str, extra: str = "text") -> "Dataset":
+def read_table(source: str, what: str, needed_by: str, extra: str = "text", *, as_text: bool = False) -> "Dataset":
     """Read a table.
 
     Args:
@@ -29,6 +29,7 @@ def read_table(source: str, what: str, needed_by: str, extra: str = "text") -> "
         what: What it is for, as messages say it: ``"train_file"``.
         needed_by: The class that reads it, for the message where ``datasets`` is missing.
         extra: The extra that installs what this class needs.
+        as_text: Whether cells of CSV are to be the texts that stand there: ``007``, ``1.0``, and nothing for nothing.
 
     Returns:
         All its rows.
@@ -42,7 +43,7 @@ def read_table(source: str, what: str, needed_by: str, extra: str = "text") -> "
     if path.is_dir():
         table = _saved(datasets, path, what)
     elif path.exists():
-        table = _file(datasets, path, what)
+        table = _file(datasets, path, what, as_text=as_text)
     else:
         table = _hub(datasets, source, path, what)
     if not len(table):
@@ -97,9 +98,33 @@ def filtered(table: "Dataset", where: Mapping[str, Any], place: str) -> "Dataset
     return table
 
 
-def _file(datasets: Any, path: Path, what: str) -> "Dataset":
+def kind_of(path: Path) -> str | None:
+    """Return what reads a file: ``"csv"``, ``"json"`` or ``"parquet"``; None where nothing does."""
+    return READERS.get(_suffix_of(path))
+
+
+def read_lines(path: Path) -> "Dataset":
+    """Return the lines of a text file, blank ones left out, in the column ``text``."""
+    datasets = require("datasets", extra="text", needed_by="predict_file")
+    check_unpacked(path, "predict_file")
+    lines = datasets.load_dataset("text", data_files={"train": _literal(path)}, split="train")
+    blank = {row for row, line in enumerate(lines["text"]) if not line.strip()}
+    return lines.select([row for row in range(len(lines)) if row not in blank]) if blank else lines
+
+
+def _suffix_of(path: Path) -> str:
     suffixes = [suffix for suffix in path.suffixes if suffix not in (".gz", ".bz2", ".xz", ".zst")]
-    kind = READERS.get(suffixes[-1].lower() if suffixes else "")
+    return suffixes[-1].lower() if suffixes else ""
+
+
+def _literal(path: Path) -> str:
+    """Return a path for ``datasets``, which would read glob characters in a file's own name as a pattern."""
+    return str(path).replace("[", "[[]").replace("*", "[*]").replace("?", "[?]")
+
+
+def _file(datasets: Any, path: Path, what: str, *, as_text: bool) -> "Dataset":
+    suffix = _suffix_of(path)
+    kind = READERS.get(suffix)
     if kind is None:
         raise ValueError(
             f"{what} {str(path)!r}: cannot read {path.suffix or 'a file without a suffix'}; "
@@ -108,12 +133,11 @@ def _file(datasets: Any, path: Path, what: str) -> "Dataset":
     if path.stat().st_size == 0:
         raise ValueError(f"{what} {str(path)!r} is empty")
     check_unpacked(path, what)
-    suffix = suffixes[-1].lower()
     options: dict[str, Any] = {"sep": "\t"} if suffix in (".tsv", *ATOMIC) else {}
     try:
-        # glob characters in a file's own name would be read as a pattern
-        files = str(path).replace("[", "[[]").replace("*", "[*]").replace("?", "[?]")
-        table = datasets.load_dataset(kind, data_files={"train": files}, split="train", **options)
+        if as_text and kind == "csv":
+            options |= _text_options(datasets, path, options)
+        table = datasets.load_dataset(kind, data_files={"train": _literal(path)}, split="train", **options)
     except Exception as error:
         if "corresponds to no data" in str(error):
             raise ValueError(f"{what} {str(path)!r} has no rows") from error
@@ -121,6 +145,14 @@ def _file(datasets: Any, path: Path, what: str) -> "Dataset":
         cause = error.__cause__ or error
         raise ValueError(f"{what} {str(path)!r} cannot be read as {kind}: {str(cause).splitlines()[0]}") from error
     return table.rename_columns({n: n.partition(":")[0] for n in table.column_names}) if suffix in ATOMIC else table
+
+
+def _text_options(datasets: Any, path: Path, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what keeps the cells of a CSV file as they stand."""
+    import pandas  # datasets reads CSV by it
+
+    names = pandas.read_csv(path, nrows=0, **options).columns
+    return {"features": datasets.Features({name: datasets.Value("string") for name in names}), "keep_default_na": False}
 
 
 def _saved(datasets: Any, path: Path, what: str) -> "Dataset":

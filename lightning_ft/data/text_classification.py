@@ -1,8 +1,6 @@
 """TextClassificationData: texts, or pairs of texts, with a label."""
 
-import json
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +10,7 @@ from torch import Tensor
 from lightning_ft.data.base import Part
 from lightning_ft.data.labels import Task, is_missing
 from lightning_ft.data.tables import check_columns, filtered, read_table
-from lightning_ft.data.texts import TextData
+from lightning_ft.data.texts import TextData, tokenised_name
 from lightning_ft.extras import require
 
 if TYPE_CHECKING:
@@ -143,7 +141,7 @@ class TextClassificationData(TextData):
             batched=True,
             remove_columns=table.column_names,
             desc="Tokenising",
-            new_fingerprint=_fingerprint(table, tokenizer, limit),
+            new_fingerprint=tokenised_name(table, tokenizer, limit=limit),
         )
         if num_cut := sum(tokens["cut"]):
             rank_zero_info(f"{self.place(part)}: {num_cut} of {len(tokens)} texts are longer than {limit} tokens; cut")
@@ -190,12 +188,3 @@ def _split(table: "Dataset", column: str, separator: str) -> "Dataset":
         for cell in table[column]
     ]
     return table.remove_columns(column).add_column(column, cells)
-
-
-def _fingerprint(table: "Dataset", tokenizer: Any, limit: int | None) -> str:
-    """Name the tokenised table in the cache; a tokenizer's own hash changes as it is used."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = {"vocabulary": tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
-    rules |= {"truncation": None, "padding": None, "limit": limit, "class": type(tokenizer).__name__}
-    text = table._fingerprint + json.dumps(rules, sort_keys=True)
-    return sha256(text.encode()).hexdigest()[:32]

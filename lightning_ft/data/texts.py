@@ -1,9 +1,14 @@
 """TextData: what data of texts share: the tokenizer, and how long a text may be."""
 
+import json
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_ft.data.base import FineTuningData
+from lightning_ft.data.tables import kind_of
+from lightning_ft.data.written_rows import WrittenRows
 from lightning_ft.extras import require
 from lightning_ft.resources import resolve
 from lightning_ft.tokenizers import load_tokenizer
@@ -28,6 +33,15 @@ class TextData(FineTuningData):
             raise ValueError(f"expected max_length to be a positive number of tokens, but got {max_length}")
         self.tokenizer = tokenizer
         self.max_length = max_length
+
+    @cached_property
+    def written(self) -> WrittenRows:
+        """The rows to predict as they stand in their file."""
+        file = self.files["predict"]
+        path = Path(resolve(file or ""))
+        if file is None or (path.suffix and kind_of(path) is None):  # texts or words in a file of no table
+            return super().written
+        return WrittenRows.of_file(file, "predict_file", type(self).__name__)
 
     def _tokenizer(self) -> Any:
         """Return the tokenizer given, or that of the module's backbone.
@@ -60,6 +74,21 @@ class TextData(FineTuningData):
 
     def _backbone(self) -> Any:
         return getattr(getattr(self.trainer, "lightning_module", None), "backbone", None)
+
+
+def tokenised_name(table: "Dataset", tokenizer: Any, **settings: Any) -> str:
+    """Return a name in the cache of datasets for a tokenised table; a tokenizer's own hash changes as it is used.
+
+    Args:
+        table: What is tokenised.
+        tokenizer: The tokenizer.
+        **settings: What else decides about the tokens, plain data.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = {"vocabulary": tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
+    rules |= {"truncation": None, "padding": None, "class": type(tokenizer).__name__, **settings}
+    text = table._fingerprint + json.dumps(rules, sort_keys=True)
+    return sha256(text.encode()).hexdigest()[:32]
 
 
 def read_texts(path: Path, what: str, column: str, needed_by: str) -> "Dataset":

@@ -14,13 +14,14 @@ from lightning_ft.data.base import Part
 from lightning_ft.data.conll import SUFFIXES, read_conll
 from lightning_ft.data.labels import Labels, is_missing
 from lightning_ft.data.tables import check_columns, read_table
-from lightning_ft.data.texts import TextData
+from lightning_ft.data.texts import TextData, tokenised_name
 from lightning_ft.data.word_windows import joined, word_windows, words_in
 from lightning_ft.entities import CONTINUES, IGNORED, NONE, are_entities, tag_names
 from lightning_ft.extras import require
 from lightning_ft.resources import existing, resolve
 
 if TYPE_CHECKING:
+    import pyarrow
     from datasets import Dataset
 
 
@@ -172,16 +173,14 @@ class TokenClassificationData(TextData):
         overlap = self.overlap or max(1, (room or 0) // 4)
         if room is not None and overlap >= room:
             raise ValueError(f"overlap={overlap} leaves nothing new of windows of {room} tokens")
+        if part == "predict":
+            return self._to_predict(table, tokenizer, limit, overlap)
         texts, places = zip(*(self._text(row) for row in table.to_list()), strict=True)
-        # tokens of words that nobody has tagged count as words too
-        classes = targets or [[0] * len(words) for words in places]
-        windows = word_windows(texts, places, classes, tokenizer, limit, overlap)
+        windows = word_windows(texts, places, targets or [], tokenizer, limit, overlap)
         self._tell(part, [len(text.labels) for text in windows], sum(text.num_lost for text in windows))
         rows = []
         for text in windows:
             row: dict[str, list] = {**text.inputs, "labels": text.labels}
-            if part == "predict":
-                row["characters"] = text.characters
             apart = range(len(text.labels)) if part == "train" else [slice(None)]
             rows += [
                 {name: value[n : n + 1] if isinstance(n, int) else value[n] for name, value in row.items()}
@@ -189,6 +188,33 @@ class TokenClassificationData(TextData):
             ]
         datasets = require("datasets", extra="text", needed_by=type(self).__name__)
         return datasets.Dataset.from_list(rows)
+
+    def _to_predict(self, table: "Dataset", tokenizer: Any, limit: int | None, overlap: int) -> "Dataset":
+        """Return the tokenised texts to predict, a row a text; they lie on the disk, as the texts do."""
+        names = [name for name in (self.token_column, self.text_column) if name in table.column_names]
+
+        def tokenise(rows: Mapping[str, Sequence[Any]]) -> Mapping[str, Any]:
+            cells = [dict(zip(names, row, strict=True)) for row in zip(*(rows[name] for name in names), strict=True)]
+            texts, places = zip(*map(self._text, cells), strict=True)
+            # tokens of words that nobody has tagged count as words too
+            found = word_windows(texts, places, [[0] * len(words) for words in places], tokenizer, limit, overlap)
+            return {
+                **{name: [text.inputs[name] for text in found] for name in found[0].inputs},
+                "labels": [text.labels for text in found],
+                "characters": [text.characters for text in found],
+                "num_lost": [text.num_lost for text in found],
+            }
+
+        table = table.select_columns(names)
+        tokens = table.map(
+            tokenise,
+            batched=True,
+            remove_columns=names,
+            desc="Tokenising",
+            new_fingerprint=tokenised_name(table, tokenizer, limit=limit, overlap=overlap, columns=names),
+        )
+        self._tell("predict", [len(windows) for windows in tokens["labels"]], sum(tokens["num_lost"]))
+        return tokens.remove_columns("num_lost")
 
     def lengths(self, samples: "Dataset") -> Sequence[int] | None:
         """Return the tokens of each text's longest window; None where batches are not to be bucketed."""
@@ -201,9 +227,29 @@ class TokenClassificationData(TextData):
     def predict_rows(self, start: int, stop: int) -> list[dict[str, Any]]:
         """Return the texts ``start`` to ``stop`` to predict; words as the text whose characters predictions count."""
         rows = super().predict_rows(start, stop)
-        if self.files["predict"] is not None and rows and self.token_column in rows[0]:
-            return [{"text": self._text(row)[0]} for row in rows]
-        return rows
+        if not self._has_words:
+            return rows
+        return [
+            {**{name: cell for name, cell in row.items() if name != self.token_column}, "text": self._text(row)[0]}
+            for row in rows
+        ]
+
+    def predict_columns(self) -> list[str]:
+        """Return the names of what ``predict_rows`` returns."""
+        columns = super().predict_columns()
+        return (
+            [*(name for name in columns if name not in (self.token_column, "text")), "text"]
+            if self._has_words
+            else columns
+        )
+
+    def predict_schema(self) -> "pyarrow.Schema | None":
+        """Return the types of these columns, where the file to predict has types and is of texts."""
+        return None if self._has_words else super().predict_schema()
+
+    @property
+    def _has_words(self) -> bool:
+        return self.token_column in super().predict_columns()
 
     def _text(self, row: Mapping[str, Any]) -> tuple[str, list[tuple[int, int]]]:
         if self.token_column in row:

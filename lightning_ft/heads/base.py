@@ -104,6 +104,27 @@ class Head(nn.Module, ABC):
         """
         return self.decode(self.predict_from(backbone(batch), batch), label_names, batch)
 
+    def choose_output(self, probabilities: bool | None, top_k: int | None) -> None:
+        """Choose what ``predict`` returns from now on; here there is nothing to choose from.
+
+        Args:
+            probabilities: Whether to return the probability of each class; None as is usual.
+            top_k: How many of the best to return; None as is usual.
+
+        Raises:
+            ValueError: If there are no probabilities, or nothing of which some are the best.
+        """
+        if probabilities is not None:
+            raise ValueError(
+                f"{type(self).__name__} predicts no probabilities of classes; predictions.probabilities is for "
+                "classification, of one class or several"
+            )
+        if top_k is not None:
+            raise ValueError(
+                f"{type(self).__name__} predicts nothing of which {top_k} are the best; predictions.top_k is "
+                "for classification and recommendation"
+            )
+
     @classmethod
     def expect(cls, features: FeatureInfo) -> None:
         """Raise unless a backbone's features are of the kind that this head reads.

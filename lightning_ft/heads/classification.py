@@ -45,6 +45,8 @@ class ClassificationHead(Head):
     """
 
     tasks = ("multiclass", "multilabel", "regression")
+    probabilities: bool | None = None
+    top_k: int | None = None
 
     def __init__(
         self,
@@ -169,31 +171,53 @@ class ClassificationHead(Head):
             return prediction.view_as(target), target
         return prediction, target.int() if self.task == "multilabel" else target
 
+    def choose_output(self, probabilities: bool | None, top_k: int | None) -> None:
+        """Choose what ``decode`` returns from now on.
+
+        Args:
+            probabilities: Whether to return the probability of each class; None: where top_k is None.
+            top_k: How many of the likeliest classes to return with their probabilities; None for none.
+
+        Raises:
+            ValueError: If it is a regression, or has fewer classes.
+        """
+        if self.task == "regression":
+            super().choose_output(probabilities, top_k)
+        if top_k is not None and self.num_classes is not None and top_k > self.num_classes:
+            raise ValueError(
+                f"predictions.top_k={top_k}, but {type(self).__name__} tells {self.num_classes} classes apart"
+            )
+        self.probabilities, self.top_k = probabilities, top_k
+
     def decode(
         self,
         prediction: Tensor,
         label_names: Sequence[str] | None,
         batch: Mapping[str, Tensor] | None = None,  # noqa: ARG002
     ) -> list[dict[str, Any]]:
-        """Return for each sample its ``prediction``, and the ``probabilities`` of all classes by name."""
+        """Return for each sample its ``prediction``, and the ``probabilities`` of all classes by name.
+
+        As ``choose_output`` says: without them, or with ``top``, the likeliest classes, each a ``label`` with its
+        ``probability``, the likeliest first.
+        """
         if self.task == "regression":
-            rows = prediction.float().tolist()
-            return [{"prediction": row[0] if len(row) == 1 else row} for row in rows]
+            numbers = prediction.float().tolist()
+            return [{"prediction": row[0] if len(row) == 1 else row} for row in numbers]
         names = list(label_names or map(str, range(prediction.shape[-1])))
-        if self.task == "multilabel":
-            rows = prediction.float().sigmoid().tolist()
-            return [
-                {
-                    "prediction": [name for name, value in zip(names, row, strict=True) if value >= 0.5],
-                    "probabilities": dict(zip(names, row, strict=True)),
-                }
-                for row in rows
-            ]
-        rows = prediction.float().softmax(-1).tolist()
-        return [
-            {
-                "prediction": names[max(range(len(row)), key=row.__getitem__)],
-                "probabilities": dict(zip(names, row, strict=True)),
-            }
-            for row in rows
-        ]
+        several = self.task == "multilabel"
+        shares = prediction.float().sigmoid() if several else prediction.float().softmax(-1)
+        if several:
+            found: list[Any] = [[names[label] for label in row.nonzero()[:, 0].tolist()] for row in shares >= 0.5]
+        else:
+            found = [names[label] for label in shares.argmax(-1).tolist()]
+        rows: list[dict[str, Any]] = [{"prediction": one} for one in found]
+        if self.top_k is not None:
+            best = shares.topk(self.top_k)
+            for row, values, labels in zip(rows, best.values.tolist(), best.indices.tolist(), strict=True):
+                row["top"] = [
+                    {"label": names[label], "probability": value} for label, value in zip(labels, values, strict=True)
+                ]
+        if self.probabilities if self.probabilities is not None else self.top_k is None:
+            for row, values in zip(rows, shares.tolist(), strict=True):
+                row["probabilities"] = dict(zip(names, values, strict=True))
+        return rows

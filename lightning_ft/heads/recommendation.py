@@ -38,6 +38,7 @@ class RecommendationHead(Head):
 
     reads = "tokens"
     tasks = ("recommendation",)
+    top_k: int | None = None
     inputs = ("items", "history", "queries", "seen", "log_q")
 
     def __init__(
@@ -125,6 +126,19 @@ class RecommendationHead(Head):
         }
         return MetricCollection(scores, compute_groups=False)
 
+    def choose_output(self, probabilities: bool | None, top_k: int | None) -> None:
+        """Choose how many items ``decode`` returns from now on.
+
+        Args:
+            probabilities: None: there are none.
+            top_k: The number of items; None for k.
+
+        Raises:
+            ValueError: If probabilities are asked for.
+        """
+        super().choose_output(probabilities, None)
+        self.top_k = top_k
+
     def decode(
         self, prediction: Tensor, label_names: Sequence[str] | None, batch: Mapping[str, Tensor]
     ) -> list[dict[str, Any]]:
@@ -137,7 +151,7 @@ class RecommendationHead(Head):
             label_names: Names of all items of the catalogue; None where they have none.
             batch: The batch.
         """
-        best = prediction.float().topk(min(self.k, prediction.shape[1]))
+        best = prediction.float().topk(min(self.top_k or self.k, prediction.shape[1]))
         rows = []
         for scores, found in zip(best.values.tolist(), batch["items"][best.indices].tolist(), strict=True):
             number = sum(score > -torch.inf for score in scores)

@@ -74,6 +74,7 @@ def test_public_names_are_imported_under_their_own_name():
         "DetectionHead",
         "SegmentationHead",
         "TextClassificationData",
+        "PredictionWriter",
         "TokenClassificationData",
         "DetectionData",
         "RecommendationHead",

@@ -154,9 +154,10 @@ def test_predictions_have_sizes_instead_of_labels_and_rows_name_their_files(tmp_
     assert first["extents"].tolist() == [[6, 24]] * 2
     assert len(last["sizes"]) == 1
     rows = data.predict_rows(1, 3)
-    assert rows == [{"image": f"{images}/day/{number}.png", "name": f"day/{number}.png"} for number in (1, 2)]
+    assert rows == [{"image": f"{images}/day/{number}.png"} for number in (1, 2)]
+    assert data.mask_names(1, 3) == ["day/1.png", "day/2.png"]
     single = data_of(None, None, "predict", predict_file=f"{images}/day/2.png", labels=["a", "b"])
-    assert [row["name"] for row in single.predict_rows(0, 1)] == ["2.png"]
+    assert single.mask_names(0, 1) == ["2.png"]
 
 
 def test_a_test_needs_no_training_file(tmp_path: Path) -> None:

@@ -127,4 +127,6 @@ def test_other_data_has_no_coco_form(command: Command, tiny_bert: Path, reviews:
     command("fit", *parts, *data, "--model.head", "SequenceClassificationHead", "--trainer.max_epochs", "1")
     result = command("predict", "--run", "last", "--data.predict_file", reviews(), "--predictions.file", "found.json")
     assert result.code == 2
-    assert "TextClassificationData has no form of its own for 'found.json'; write .csv or .jsonl" in result.err
+    assert (
+        "TextClassificationData has no form of its own for 'found.json'; write .csv, .jsonl or .parquet" in result.err
+    )
