@@ -10,6 +10,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from lightning_ft.data.prompts import prompt_of
+from lightning_ft_callbacks.whole_file import write_whole
+
+FILE = "generations.jsonl"
 
 
 class SampleGenerations(Callback):
@@ -46,6 +49,11 @@ class SampleGenerations(Callback):
         tokenizer = module.backbone.tokenizer
         return [prompt_of(ids, tokenizer) for ids in tokenizer(self.prompts)["input_ids"]]
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Of a resumed run drop what it will write again."""
+        if trainer.log_dir is not None and trainer.is_global_zero:
+            drop_later(Path(trainer.log_dir) / FILE, trainer.global_step)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on with the prompts."""
         if trainer.sanity_checking or not trainer.is_global_zero:
@@ -63,7 +71,23 @@ class SampleGenerations(Callback):
                 lines = [f"**{prompt}**{text}" for prompt, text in zip(self.prompts, texts, strict=True)]
                 add("generations", "\n\n".join(lines), trainer.global_step)
         if trainer.log_dir is not None and not trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
-            with (Path(trainer.log_dir) / "generations.jsonl").open("a", encoding="utf-8") as stream:
+            with (Path(trainer.log_dir) / FILE).open("a", encoding="utf-8") as stream:
                 for prompt, text in zip(self.prompts, texts, strict=True):
                     row = {"step": trainer.global_step, "prompt": prompt, "text": text}
                     stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def drop_later(file: Path, step: int) -> None:
+    """Drop the rows of a JSONL file that are of later steps, and a last one that was cut short.
+
+    Args:
+        file: The file; it need not exist.
+        step: The step that the rows are kept up to.
+    """
+    if not file.exists():
+        return
+    text = file.read_text(encoding="utf-8", errors="replace")
+    lines = text[: text.rfind("\n") + 1].splitlines(keepends=True)
+    kept = "".join(line for line in lines if json.loads(line)["step"] <= step)
+    if kept != text:
+        write_whole(file, kept)

@@ -1,6 +1,7 @@
 """A run's folder: what it holds, what it never tells, and other loggers beside it."""
 
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from lightning_ft.generations import drop_later
 
 USER, HOST = "zaphodbeeblebrox", "heartofgold"
 
@@ -191,3 +194,13 @@ def test_weights_and_biases_keeps_an_offline_run_beside_the_folders_own(
     assert losses(folder)
     (kept,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     assert b"train/loss" in kept.read_bytes()
+
+
+def test_rows_that_a_resumed_run_writes_again_are_dropped_with_one_cut_short(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    drop_later(file, 3)
+    rows = [json.dumps({"step": step, "text": "é"}, ensure_ascii=False) + "\n" for step in (1, 3, 3, 4)]
+    file.write_bytes("".join(rows).encode() + '{"step": 2, "text": "é'.encode()[:-1])
+    drop_later(file, 3)
+    assert file.read_text(encoding="utf-8") == "".join(rows[:3])
+    assert [one.name for one in tmp_path.iterdir()] == ["rows.jsonl"]
