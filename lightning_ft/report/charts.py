@@ -254,7 +254,7 @@ def runs_chart(histories: Mapping[str, History], score: str) -> Chart | None:
         axes.set_xlabel("optimizer step")
         axes.set_ylabel(name_of_score)
         if len(lines) <= 8:
-            axes.legend(loc="best")
+            drawn.figure.legend(loc="outside lower center", ncols=2)
         rows = [(plain(name, 60), f"{points[0][1]:.4g}", f"{points[-1][1]:.4g}") for name, points in lines.items()]
         words = "; ".join(f"{name} from {first} to {last}" for name, first, last in rows[:6])
         return drawn.chart(name_of_score, f"{words}.", ("run", "first", "last"), rows)

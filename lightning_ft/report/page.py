@@ -23,6 +23,8 @@ MOST_CONFUSIONS = 15
 MOST_CONFIGURATION = 30_000
 MOST_CELL = 600
 MOST_TESTS = 4
+# of the loss, below which a temperature is not worth telling
+LEAST_CHANGE = 0.005
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,10 +308,15 @@ def _calibration(run: Story) -> str:
     found = run.calibration
     if found is None:
         return ""
+    said = (
+        f"The expected calibration error is {found.error:.3f}; by chance alone so few rows would give about "
+        f"{found.chance:.3f}. "
+    )
+    if found.loss - found.cooled_loss < LEAST_CHANGE * found.loss:
+        return f"{said}No temperature makes the loss noticeably lower."
     more = "surer" if found.temperature > 1 else "less sure"
     return (
-        f"The expected calibration error is {found.error:.3f}; by chance alone so few rows would give about "
-        f"{found.chance:.3f}. On average it is {more} than it is right: the loss is lowest with logits divided by "
+        f"{said}On average it is {more} than it is right: the loss is lowest with logits divided by "
         f"{found.temperature:.2f} ({found.cooled_loss:.4g} instead of {found.loss:.4g})."
     )
 

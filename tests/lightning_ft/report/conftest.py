@@ -1,6 +1,7 @@
 """Runs to report on: short fits of small models, one of them on data that tries to get into the page."""
 
 import csv
+import json
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -84,14 +85,16 @@ def hostile_run(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
             text = f"{words.choice(HOSTILE)} {marks} {'long' * 60} \x1b[31m {words.choice('abcdefgh')}"
             writer.writerow([text, HOSTILE[row % 4]])
     folder = fit(text_recipe(tiny_bert, file), root / "runs")
-    metric, block = f"val/{HOSTILE[1]}", f"lr/backbone.{HOSTILE[0].replace('/', '')}"
+    metric, block = f"val/{HOSTILE[1]}", f"{HOSTILE[0].replace('/', '')}{HOSTILE[3]}"
     moved = Path(shutil.move(folder, root / '"><b onclick=alert(1)>run'))
     log = (moved / "metrics.csv").read_text()
     header, rest = log.split("\n", 1)
-    names = [{"val/accuracy": metric, "lr/head": block}.get(name, name) for name in header.strip().split(",")]
+    names = [{"val/accuracy": metric, "lr/head": f"lr/{block}"}.get(name, name) for name in header.strip().split(",")]
     with (moved / "metrics.csv").open("w", newline="") as stream:
         csv.writer(stream).writerow(names)
         stream.write(rest)
+    record = (moved / "record.json").read_text().replace('"head"', json.dumps(block))
+    (moved / "record.json").write_text(record)
     config = yaml.safe_load((moved / "config.yaml").read_text())
     config["best_checkpoint"] = {"monitor": metric, "mode": "max"}
     (moved / "config.yaml").write_text(yaml.safe_dump(config))
