@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch import Callback
 from small_tasks import NUM_ROWS, Small, Stop, StopAfter, parts_of, predict, rows_of, small
 
-from lightning_ft import FineTuner, PredictionWriter, TextClassificationData
+from lightning_ft import FineTuner, ImageClassificationData, PredictionWriter, TextClassificationData
 from lightning_ft.data.predict_batches import PredictBatches
 from lightning_ft.predictions.parts import PartFolder
 
@@ -102,6 +102,25 @@ def test_a_type_that_only_later_rows_tell_is_that_of_the_column(tmp_path: Path) 
     assert pyarrow.parquet.read_table(tmp_path / "found.parquet").to_pylist() == [
         {"a": None, "prediction": []},
         {"a": 2, "prediction": [{"label": "x", "score": 0.5}]},
+    ]
+
+
+def test_rows_of_a_table_of_images_stand_as_they_stood_without_those_that_are_skipped(
+    tiny_bert: Path, tiny_gpt2: Path, tmp_path: Path
+) -> None:
+    model, _ = small("images", tmp_path, tiny_bert, tiny_gpt2)
+    (tmp_path / "images" / "03.png").write_text("no image")
+    table = tmp_path / "table.csv"
+    table.write_text("id,image,note\n" + "".join(f"{row:03},images/{row:02}.png,1.0\n" for row in range(2, 5)))
+    with pytest.raises(ValueError, match=r"1 of 3 images cannot be read: .*03.png"):
+        predict(model, ImageClassificationData(predict_file=str(table)), tmp_path / "found.csv")
+    data = ImageClassificationData(predict_file=str(table), skip_unreadable=True)
+    with predict(model, data, tmp_path / "found.csv", probabilities=False).open() as stream:
+        rows = list(csv.reader(stream))
+    assert [row[:3] for row in rows] == [
+        ["id", "image", "note"],
+        ["002", "images/02.png", "1.0"],
+        ["004", "images/04.png", "1.0"],
     ]
 
 
