@@ -1,7 +1,7 @@
 """RunReport: notes, while a run is trained, what its report will tell."""
 
+import os
 import platform
-import resource
 import time
 from contextlib import suppress
 from dataclasses import asdict
@@ -177,8 +177,8 @@ class RunReport(Callback):
 
 def process_bytes() -> int | None:
     """Return the memory that this process holds now [byte]; None where the system does not tell it by a file."""
-    with suppress(OSError, ValueError, IndexError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    with suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return None
 
 

@@ -79,13 +79,8 @@ def test_of_a_large_file_size_beginning_and_end_count(tmp_path, monkeypatch):
     monkeypatch.setattr("lightning_ft.report.fingerprint.MOST_BYTES", 20)
     monkeypatch.setattr("lightning_ft.report.fingerprint.PART_BYTES", 4)
     file = tmp_path / "large.csv"
-    found = []
-    for content in (
-        "head" + "." * 20 + "tail",
-        "hear" + "." * 20 + "tail",
-        "head" + "." * 20 + "tall",
-        "head......tail" * 2,
-    ):
+    found, gap = [], "." * 20
+    for content in (f"head{gap}tail", f"hear{gap}tail", f"head{gap}tall", f"head{gap}{gap}tail"):
         file.write_text(content)
         found.append(fingerprint(file))
     assert len(set(found)) == 4
