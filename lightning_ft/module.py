@@ -115,7 +115,9 @@ class FineTuner(LightningModule):
         """Convert the parameters; sums of metrics stay in 32 bits: in bfloat16 they would soon stop growing."""
         super()._apply(fn, recurse)
         for metric in (module for module in self.modules() if isinstance(module, Metric)):
-            metric.set_dtype(torch.float32)
+            # not by set_dtype, which would make numbers of counts
+            metric.__dict__.update({name: _in_32_bits(getattr(metric, name)) for name in metric._defaults})
+            metric._defaults = {name: _in_32_bits(value) for name, value in metric._defaults.items()}
         return self
 
     def setup(self, stage: str) -> None:
@@ -299,3 +301,10 @@ class FineTuner(LightningModule):
 
     def _loss(self, stage: str) -> MeanMetric:
         return cast("MeanMetric", self.losses[stage])
+
+
+def _in_32_bits(state: Any) -> Any:
+    """Return a metric's state, a tensor or a list of them, with floating-point numbers of 32 bits."""
+    if isinstance(state, list):
+        return [_in_32_bits(value) for value in state]
+    return state.float() if isinstance(state, Tensor) and state.is_floating_point() else state

@@ -165,7 +165,7 @@ class FreezeSchedule:
 
 
 # a preset's name, a YAML file's path, phases, or the schedule itself
-ScheduleSpec = str | Path | Sequence[Phase | Mapping[str, Any]] | FreezeSchedule
+ScheduleSpec = FreezeSchedule | Sequence[Phase | Mapping[str, Any]] | Path | str  # str last: to dump one, any value is
 
 
 def names_a_file(schedule: Any) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader
+from torchmetrics import Metric
 
 from lightning_ft import (
     Backbone,
@@ -595,3 +596,18 @@ def test_an_optimizer_updates_in_one_kernel_unless_its_user_chose_otherwise():
     (fused, ours), (plain, theirs) = updated(), updated(fused=False)
     assert (fused, plain) == (True, False)
     torch.testing.assert_close(ours, theirs)
+
+
+def test_sums_of_metrics_stay_in_32_bits_and_counts_stay_whole():
+    module = module_of()
+    module.bfloat16().to("cpu").to(torch.bfloat16)
+    states = {
+        f"{type(metric).__name__}.{name}": getattr(metric, name)
+        for metric in module.modules()
+        if isinstance(metric, Metric)
+        for name in metric._defaults
+    }
+    kinds = {name: value.dtype for name, value in states.items() if isinstance(value, torch.Tensor)}
+    assert kinds["MulticlassConfusionMatrix.confmat"] == torch.int64
+    assert kinds["MeanMetric.mean_value"] == torch.float32
+    assert torch.bfloat16 not in kinds.values()

@@ -126,3 +126,32 @@ def test_a_wrong_schedule_is_one_sentence_before_the_first_step(
     assert result.code == 2
     (line,) = (line for line in result.err.splitlines() if line.startswith("lightning-ft: "))
     assert sentence in line
+
+
+def test_a_run_with_phases_of_its_own_is_repeated_and_resumed_by_its_config_alone(
+    command: Any, recipe: Any, tmp_path: Path
+) -> None:
+    plateau = {"monitor": "val/loss", "patience": 1}
+    file = recipe(
+        [{"train": ["head"], "plateau": plateau}, {"train": ["head", "*.layer.1"], "epochs": 1}, {"train": ["*"]}]
+    )
+
+    def fit(root: str, *options: object) -> Path:
+        result = command("fit", *options, "--trainer.default_root_dir", tmp_path / root)
+        assert result.code == 0, result.err
+        (run,) = (tmp_path / root).iterdir()
+        return run
+
+    first = fit("first", "--config", file)
+    again = fit("again", "--config", first / "config.yaml")
+    assert all(value.equal(weights(again)[name]) for name, value in weights(first).items())
+    assert yaml.safe_load((first / "config.yaml").read_text())["trainer"]["callbacks"][0]["init_args"]["schedule"][
+        0
+    ] == {
+        "train": ["head"],
+        "plateau": {**plateau, "mode": "min", "min_delta": 0.0},
+    }
+    cut = fit("cut", "--config", file, "--trainer.max_epochs", 2)
+    result = command("fit", "--ckpt_path", cut / "checkpoints" / "last.ckpt", "--trainer.max_epochs", 3)
+    assert result.code == 0, result.err
+    assert all(value.equal(weights(cut)[name]) for name, value in weights(first).items())
