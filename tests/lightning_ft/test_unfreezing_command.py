@@ -132,9 +132,8 @@ def test_a_run_with_phases_of_its_own_is_repeated_and_resumed_by_its_config_alon
     command: Any, recipe: Any, tmp_path: Path
 ) -> None:
     plateau = {"monitor": "val/loss", "patience": 1}
-    file = recipe(
-        [{"train": ["head"], "plateau": plateau}, {"train": ["head", "*.layer.1"], "epochs": 1}, {"train": ["*"]}]
-    )
+    phases = [{"train": ["head"], "plateau": plateau}, {"train": ["head", "*.layer.1"], "epochs": 1}, {"train": ["*"]}]
+    file = recipe(phases)
 
     def fit(root: str, *options: object) -> Path:
         result = command("fit", *options, "--trainer.default_root_dir", tmp_path / root)
@@ -145,12 +144,8 @@ def test_a_run_with_phases_of_its_own_is_repeated_and_resumed_by_its_config_alon
     first = fit("first", "--config", file)
     again = fit("again", "--config", first / "config.yaml")
     assert all(value.equal(weights(again)[name]) for name, value in weights(first).items())
-    assert yaml.safe_load((first / "config.yaml").read_text())["trainer"]["callbacks"][0]["init_args"]["schedule"][
-        0
-    ] == {
-        "train": ["head"],
-        "plateau": {**plateau, "mode": "min", "min_delta": 0.0},
-    }
+    kept = yaml.safe_load((first / "config.yaml").read_text())["trainer"]["callbacks"][0]["init_args"]["schedule"]
+    assert [phase["train"] for phase in kept] == [phase["train"] for phase in phases]
     cut = fit("cut", "--config", file, "--trainer.max_epochs", 2)
     result = command("fit", "--ckpt_path", cut / "checkpoints" / "last.ckpt", "--trainer.max_epochs", 3)
     assert result.code == 0, result.err
