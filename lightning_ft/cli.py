@@ -39,6 +39,10 @@ from lightning_ft_callbacks import FrozenPrefixCache as FrozenPrefixCache
 from lightning_ft_callbacks import GradualUnfreezing as GradualUnfreezing
 from lightning_ft_callbacks import LRFinder as LRFinder
 
+DESCRIPTION = (
+    "Fine-tune pretrained models by recipes. Two further commands, with a --help of their own, use a finished run: "
+    "`lightning-ft report` tells its story on a page, `lightning-ft export` writes its model for other programs."
+)
 # the commands that start from a recipe; the others need a trained model
 TRAINING = ("fit", "plan", "lr_find")
 
@@ -87,7 +91,7 @@ class Command(LightningCLI):
             trainer_class=FineTuningTrainer,
             subclass_mode_data=True,
             parser_class=Parser,
-            parser_kwargs={"prog": "lightning-ft", "allow_abbrev": False, "description": __doc__},
+            parser_kwargs={"prog": "lightning-ft", "allow_abbrev": False, "description": DESCRIPTION},
             trainer_defaults={"default_root_dir": RUNS, "max_epochs": 3, "log_every_n_steps": 10},
             save_config_callback=RunConfig,
             auto_configure_optimizers=False,

@@ -17,6 +17,7 @@ from lightning_ft.resources import nearest_path
 
 # around what a nested parser has explained, so that the outer one finds it in jsonargparse's page
 OPEN, CLOSE = "\u2039", "\u203a"
+AFTER_A_RUN = ("report", "export")  # commands with parsers of their own
 
 
 def explain(message: str, parser: ArgumentParser, arguments: Sequence[str]) -> str:
@@ -42,10 +43,10 @@ def explain(message: str, parser: ArgumentParser, arguments: Sequence[str]) -> s
     if found := re.search(r"unrecognized arguments: --?([^\s=]+)", message):
         return f"no option --{found[1]}{_near(f'--{found[1]}', [f'--{dest}' for dest in _dests(parser)])}"
     if found := re.search(r"invalid choice: '([^']+)' \(choose from (.+)\)", message):
-        choices = re.findall(r"[\w-]+", found[2])
+        choices = [*re.findall(r"[\w-]+", found[2]), *AFTER_A_RUN]
         return f"no command {found[1]!r}; the commands are {', '.join(choices)}{_near(found[1], choices)}"
     if found := re.search(r'expected "subcommand" to be one of \{(.+)\}', message):
-        return f"no command given; the commands are {found[1].replace(',', ', ')}"
+        return f"no command given; the commands are {', '.join([*found[1].split(','), *AFTER_A_RUN])}"
     key = re.search(r'Parser key "([^"]+)"', message)
     value = re.search(r"(?:Given value|Got value): (.+)", message)
     literal = re.search(r"Literal\[(.+?)\]", message)

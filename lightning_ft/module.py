@@ -116,7 +116,8 @@ class FineTuner(LightningModule):
         super()._apply(fn, recurse)
         for metric in (module for module in self.modules() if isinstance(module, Metric)):
             # not by set_dtype, which would make numbers of counts
-            metric.__dict__.update({name: _in_32_bits(getattr(metric, name)) for name in metric._defaults})
+            for name in metric._defaults:
+                setattr(metric, name, _in_32_bits(getattr(metric, name)))
             metric._defaults = {name: _in_32_bits(value) for name, value in metric._defaults.items()}
         return self
 

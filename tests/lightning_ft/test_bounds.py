@@ -10,8 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
+import zstandard
+from pyarrow import parquet
 
 from lightning_ft import TextClassificationData, load_checkpoint
 from lightning_ft.bounds import BYTES, PIXELS, largest
@@ -78,7 +81,8 @@ def test_the_check_before_the_first_step_names_an_image_bomb(
 
 
 @pytest.mark.parametrize(
-    ("suffix", "opener"), [(".gz", gzip.open), (".bz2", bz2.open), (".xz", lzma.open), ("", gzip.open)]
+    ("suffix", "opener"),
+    [(".gz", gzip.open), (".bz2", bz2.open), (".xz", lzma.open), (".zst", zstandard.open), ("", gzip.open)],
 )
 def test_a_table_that_unpacks_to_too_much_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, opener: Callable
@@ -88,6 +92,18 @@ def test_a_table_that_unpacks_to_too_much_is_refused(
     with opener(file, "wb") as stream:
         stream.write(b"text,label\n" + bytes(1_100_000))
     with pytest.raises(ValueError, match=r"train_file: 'table.csv.*' unpacks to more than the 1,000,000 bytes"):
+        TextClassificationData(str(file)).labels  # noqa: B018
+
+
+def test_a_parquet_file_whose_columns_unpack_to_too_much_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(BYTES, "1000000")
+    file = tmp_path / "table.parquet"
+    table = pyarrow.table({"text": ["a" * 100] * 20_000, "label": ["x", "y"] * 10_000})
+    parquet.write_table(table, file, compression="zstd", use_dictionary=False)
+    assert file.stat().st_size < 100_000
+    with pytest.raises(ValueError, match=r"train_file: 'table.parquet' unpacks to more than the 1,000,000 bytes"):
         TextClassificationData(str(file)).labels  # noqa: B018
 
 
