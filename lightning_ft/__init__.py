@@ -4,10 +4,6 @@ from lightning_ft.backbones.base import Backbone as Backbone
 from lightning_ft.backbones.item_embedding import ItemEmbedding as ItemEmbedding
 from lightning_ft.backbones.timm import TimmBackbone as TimmBackbone
 from lightning_ft.backbones.transformers import TransformersBackbone as TransformersBackbone
-from lightning_ft.checkpoint_io import AtomicCheckpointIO as AtomicCheckpointIO
-from lightning_ft.checkpoint_io import load_checkpoint as load_checkpoint
-from lightning_ft.checkpoints import BestCheckpoint as BestCheckpoint
-from lightning_ft.checkpoints import LastCheckpoint as LastCheckpoint
 from lightning_ft.data.base import FineTuningData as FineTuningData
 from lightning_ft.data.detection import DetectionData as DetectionData
 from lightning_ft.data.image_classification import ImageClassificationData as ImageClassificationData
@@ -33,3 +29,7 @@ from lightning_ft.heads.sequence_classification import SequenceClassificationHea
 from lightning_ft.heads.token_classification import TokenClassificationHead as TokenClassificationHead
 from lightning_ft.module import FineTuner as FineTuner
 from lightning_ft.predictions import PredictionWriter as PredictionWriter
+from lightning_ft.run.checkpoint_io import AtomicCheckpointIO as AtomicCheckpointIO
+from lightning_ft.run.checkpoint_io import load_checkpoint as load_checkpoint
+from lightning_ft.run.checkpoints import BestCheckpoint as BestCheckpoint
+from lightning_ft.run.checkpoints import LastCheckpoint as LastCheckpoint

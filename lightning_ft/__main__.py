@@ -58,7 +58,7 @@ def _run(arguments: list[str], safe: bool) -> None:
         export_command(rest, safe=safe)
     else:
         from lightning_ft.cli import Command
-        from lightning_ft.run_arguments import expand
+        from lightning_ft.run.arguments import expand
 
         Command(expand(arguments), safe=safe)
 

@@ -15,22 +15,22 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.optim import Optimizer
 
-from lightning_ft.checkpoint_io import AtomicCheckpointIO, load_checkpoint
-from lightning_ft.checkpoints import LAST, BestCheckpoint, LastCheckpoint
 from lightning_ft.config_errors import CLOSE, OPEN, explain
-from lightning_ft.graceful_stop import GracefulStop
-from lightning_ft.metrics_csv import Logged, LoggedRows, MetricsCSV
 from lightning_ft.module import FineTuner
-from lightning_ft.out_of_memory import advice, is_out_of_memory
 from lightning_ft.predictions import PredictionWriter
 from lightning_ft.recipe import build_data, check_head, fill, move_optimizer, rebuild_from
 from lightning_ft.report.run_report import RunReport
-from lightning_ft.results import print_results, save_results
-from lightning_ft.run_arguments import RUNS
-from lightning_ft.run_board import RunBoard
-from lightning_ft.run_config import RunConfig
-from lightning_ft.run_folder import CHECKPOINTS, discard_unused, new_run_folder, run_folder_of
-from lightning_ft.run_records import RunRecords
+from lightning_ft.run.arguments import RUNS
+from lightning_ft.run.board import RunBoard
+from lightning_ft.run.checkpoint_io import AtomicCheckpointIO, load_checkpoint
+from lightning_ft.run.checkpoints import LAST, BestCheckpoint, LastCheckpoint
+from lightning_ft.run.config import RunConfig
+from lightning_ft.run.folder import CHECKPOINTS, discard_unused, new_run_folder, run_folder_of
+from lightning_ft.run.graceful_stop import GracefulStop
+from lightning_ft.run.metrics_csv import Logged, LoggedRows, MetricsCSV
+from lightning_ft.run.out_of_memory import advice, is_out_of_memory
+from lightning_ft.run.records import RunRecords
+from lightning_ft.run.results import print_results, save_results
 from lightning_ft.trainer import FineTuningTrainer
 from lightning_ft.trusted_code import denied_path, trusting
 from lightning_ft_callbacks import DiscriminativeLR as DiscriminativeLR  # a recipe may name the callbacks alone

@@ -12,14 +12,14 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
-from lightning_ft.adapted_base import put_back
 from lightning_ft.backbones.base import Backbone
-from lightning_ft.checkpoint_io import check_same_model
 from lightning_ft.features import FeatureInfo
 from lightning_ft.heads.base import Head
 from lightning_ft.lr_schedules import ScheduleName, make_schedule
 from lightning_ft.optimizers import make_optimizer
 from lightning_ft.rng import rng_state, set_rng_state
+from lightning_ft.run.adapted_base import put_back
+from lightning_ft.run.checkpoint_io import check_same_model
 
 Batch = Mapping[str, Tensor]
 

@@ -8,13 +8,13 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_ft.adapted_base import KEY
 from lightning_ft.backbones.base import Backbone
 from lightning_ft.config_errors import explain
 from lightning_ft.data.base import FineTuningData
 from lightning_ft.extras import import_class
 from lightning_ft.heads.base import Head, heads_for
 from lightning_ft.module import FineTuner
+from lightning_ft.run.adapted_base import KEY
 
 
 def build_data(config: Namespace) -> Any:

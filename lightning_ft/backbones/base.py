@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ft.adapted_base import AdaptedBase
 from lightning_ft.features import FeatureInfo, Features
+from lightning_ft.run.adapted_base import AdaptedBase
 from lightning_ft_callbacks import BlockMap
 from lightning_ft_callbacks.prefix_runs import PrefixState, run_prefix, run_suffix
 from lightning_ft_callbacks.sample_shapes import Samples

@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from lightning_ft.adapted_base import KEY
-from lightning_ft.checkpoint_io import load_checkpoint
+from lightning_ft.run.adapted_base import KEY
+from lightning_ft.run.checkpoint_io import load_checkpoint
 
 HEAD = "head.language_model."  # where a FineTuner keeps it
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_ft.adapted_base import KEY, put_back
 from lightning_ft.extras import require
+from lightning_ft.run.adapted_base import KEY, put_back
 
 
 class Adapters:

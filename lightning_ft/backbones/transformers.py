@@ -13,16 +13,16 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from lightning_ft.adapted_base import AdaptedBase
 from lightning_ft.backbones.base import Backbone
 from lightning_ft.backbones.language_model import own_language_model, quiet
 from lightning_ft.backbones.lora import Adapters, load_adapted, with_base
-from lightning_ft.checkpoint_io import backbone_of, load_checkpoint
 from lightning_ft.extras import require
 from lightning_ft.features import FeatureInfo, Features, MapFeatures, TokenFeatures
 from lightning_ft.hub import hub_answers, hub_host, in_hub_cache
 from lightning_ft.resources import nearest_path, resolve
-from lightning_ft.run_folder import checkpoint_of
+from lightning_ft.run.adapted_base import AdaptedBase
+from lightning_ft.run.checkpoint_io import backbone_of, load_checkpoint
+from lightning_ft.run.folder import checkpoint_of
 from lightning_ft.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:

@@ -45,7 +45,8 @@ class DetectionData(FineTuningData):
     or an image that is not cut, is fitted into the square that the backbone takes, and normalised as it asks. Each
     augmented tile is a function of the run's seed, the epoch and its number alone. Batches are ``pixel_values``, shape
     (tile, 3, height, width), and ``labels``, shape (tile, object, 5): class, x1, y1, x2, y2 [pixel of the input], class
-    -1 where there is no object; what else there is to judge whole images by is described in ``lightning_ft.boxes``.
+    -1 where there is no object; what else there is to judge whole images by is described in
+    ``lightning_ft.tasks.boxes``.
 
     Args:
         train_file: Images to train on.

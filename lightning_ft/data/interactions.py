@@ -15,7 +15,7 @@ from lightning_ft.data.interaction_table import interactions, read_items, rows_o
 from lightning_ft.data.labels import Labels, natural_order
 from lightning_ft.data.texts import TextData
 from lightning_ft.data.time_split import held_out, merged
-from lightning_ft.ranking import SCORES, gains_of
+from lightning_ft.tasks.ranking import SCORES, gains_of
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -7,7 +7,7 @@ from math import isfinite
 from statistics import fmean, pstdev
 from typing import Any, Literal
 
-from lightning_ft.entities import NONE, are_entities, kinds_of, tag_names, to_iob2
+from lightning_ft.tasks.entities import NONE, are_entities, kinds_of, tag_names, to_iob2
 
 Task = Literal[
     "multiclass",

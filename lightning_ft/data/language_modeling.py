@@ -18,7 +18,7 @@ from lightning_ft.data.texts import TextData, read_texts, tokenised_name
 from lightning_ft.data.token_rows import TokenRow, pack, windows
 from lightning_ft.extras import require
 from lightning_ft.resources import existing, resolve
-from lightning_ft.targets import IGNORED
+from lightning_ft.tasks.targets import IGNORED
 
 if TYPE_CHECKING:
     from datasets import Dataset

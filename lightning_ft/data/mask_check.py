@@ -9,7 +9,7 @@ import numpy as np
 from lightning_ft.data.file_memory import memory_of, recall, remember
 from lightning_ft.data.image_check import with_bar
 from lightning_ft.data.images import read_image
-from lightning_ft.masks import read_mask
+from lightning_ft.tasks.masks import read_mask
 
 NUM_NAMED = 5
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_ft.data.image_transforms import size_of
 from lightning_ft.extras import require
-from lightning_ft.masks import IGNORED
+from lightning_ft.tasks.masks import IGNORED
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -12,7 +12,7 @@ from lightning_ft.data.image_check import unreadable_images
 from lightning_ft.data.image_folder import images_below, is_image
 from lightning_ft.data.images import read_image
 from lightning_ft.data.mask_check import mask_values
-from lightning_ft.masks import read_mask
+from lightning_ft.tasks.masks import read_mask
 
 if TYPE_CHECKING:
     from PIL import Image

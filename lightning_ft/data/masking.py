@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightning_ft.targets import IGNORED
+from lightning_ft.tasks.targets import IGNORED
 
 
 class MaskedRows:

@@ -19,8 +19,8 @@ from lightning_ft.data.split import grouped_split
 from lightning_ft.data.volumes import BACKGROUND, VolumeSlices, volume_files
 from lightning_ft.data.written_rows import WrittenRows
 from lightning_ft.extras import require
-from lightning_ft.masks import IGNORED
 from lightning_ft.resources import existing
+from lightning_ft.tasks.masks import IGNORED
 
 if TYPE_CHECKING:
     from datasets import Dataset

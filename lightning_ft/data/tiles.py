@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_ft.boxes import NOTHING
 from lightning_ft.data.image_boxes import TileTransform
 from lightning_ft.data.images import read_image, seeded
+from lightning_ft.tasks.boxes import NOTHING
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -16,9 +16,9 @@ from lightning_ft.data.labels import Labels, is_missing
 from lightning_ft.data.tables import check_columns, read_table
 from lightning_ft.data.texts import TextData, tokenised_name
 from lightning_ft.data.word_windows import joined, word_windows, words_in
-from lightning_ft.entities import CONTINUES, IGNORED, NONE, are_entities, tag_names
 from lightning_ft.extras import require
 from lightning_ft.resources import existing, resolve
+from lightning_ft.tasks.entities import CONTINUES, IGNORED, NONE, are_entities, tag_names
 
 if TYPE_CHECKING:
     import pyarrow

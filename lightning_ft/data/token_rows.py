@@ -4,7 +4,7 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightning_ft.targets import IGNORED
+from lightning_ft.tasks.targets import IGNORED
 
 
 @dataclass(frozen=True, slots=True)

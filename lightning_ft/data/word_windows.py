@@ -8,7 +8,7 @@ from itertools import pairwise
 from math import inf
 from typing import Any
 
-from lightning_ft.entities import IGNORED
+from lightning_ft.tasks.entities import IGNORED
 
 WORD = re.compile(r"\w+|[^\w\s]")
 Place = tuple[int, int]  # the characters between which a word stands in its text

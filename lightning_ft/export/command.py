@@ -22,8 +22,8 @@ from lightning_ft.export.tensors_folder import TensorsFolder
 from lightning_ft.export.timm_folder import TimmFolder
 from lightning_ft.export.torch_program import TorchProgram
 from lightning_ft.export.transformers_folder import TransformersFolder
-from lightning_ft.finished_run import FinishedRun, find_run, finished_run
-from lightning_ft.run_arguments import RUNS
+from lightning_ft.run.arguments import RUNS
+from lightning_ft.run.finished_run import FinishedRun, find_run, finished_run
 
 FORMATS: dict[str, type[Format]] = {
     kind.name: kind for kind in (TransformersFolder, TimmFolder, TensorsFolder, OnnxFile, TorchProgram, PeftAdapter)

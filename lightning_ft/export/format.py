@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_ft.export.rows import Batch
-from lightning_ft.finished_run import FinishedRun
+from lightning_ft.run.finished_run import FinishedRun
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pixel_values")
 

@@ -12,7 +12,7 @@ from lightning_ft.export.preprocessing import image_config, task_of
 from lightning_ft.export.scores import Score, scores_of
 from lightning_ft.export.sources import base_model, data_source, hub_datasets, license_of
 from lightning_ft.extras import require
-from lightning_ft.finished_run import FinishedRun
+from lightning_ft.run.finished_run import FinishedRun
 
 CARD = "README.md"
 PIPELINES = {

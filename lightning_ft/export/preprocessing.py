@@ -13,7 +13,7 @@ from lightning_ft.export.check import NotEqualError
 from lightning_ft.export.format import label_names, max_length
 from lightning_ft.export.rows import Batch
 from lightning_ft.extras import require
-from lightning_ft.finished_run import FinishedRun
+from lightning_ft.run.finished_run import FinishedRun
 
 
 def write_tokenizer(run: FinishedRun, folder: Path) -> bool:

@@ -8,7 +8,7 @@ from torch.export import Dim
 
 from lightning_ft.export.format import inputs_of
 from lightning_ft.export.rows import Batch
-from lightning_ft.finished_run import FinishedRun
+from lightning_ft.run.finished_run import FinishedRun
 
 NOT_EXPORTED = {
     "detection": "what it gives for an image is decoded into boxes by code outside of the network",

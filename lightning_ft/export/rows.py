@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lightning_ft.finished_run import FinishedRun
+from lightning_ft.run.finished_run import FinishedRun
 
 Batch = dict[str, Tensor]
 

@@ -4,9 +4,9 @@ import csv
 import math
 from dataclasses import dataclass
 
-from lightning_ft.finished_run import FinishedRun
-from lightning_ft.results import read_results
-from lightning_ft.run_folder import METRICS
+from lightning_ft.run.finished_run import FinishedRun
+from lightning_ft.run.folder import METRICS
+from lightning_ft.run.results import read_results
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from typing import Any
 
 from lightning_ft.data.tables import READERS
 from lightning_ft.extras import require
-from lightning_ft.finished_run import FinishedRun
 from lightning_ft.hub import in_hub_cache
 from lightning_ft.resources import SCHEME, resolve
+from lightning_ft.run.finished_run import FinishedRun
 
 ON_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
 

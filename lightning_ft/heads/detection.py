@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from lightning_ft.box_metrics import BoxScores
-from lightning_ft.boxes import NOTHING, best_boxes, by_image
 from lightning_ft.features import FeatureInfo, Features, MapFeatures
 from lightning_ft.heads.base import Head
 from lightning_ft.heads.fcos import Fcos
+from lightning_ft.tasks.box_metrics import BoxScores
+from lightning_ft.tasks.boxes import NOTHING, best_boxes, by_image
 
 JUDGED = 0.05  # the lowest score of a box that metrics count, as in Detectron2
 TILES_A_PASS = 32
@@ -127,7 +127,7 @@ class DetectionHead(Head):
         Args:
             prediction: What ``forward`` returned.
             target: The objects of each tile.
-            batch: The batch, as ``lightning_ft.boxes`` describes it; without ``objects`` each row is an image.
+            batch: The batch, as ``lightning_ft.tasks.boxes`` describes it; without ``objects`` each row is an image.
         """
         if "objects" not in batch:
             return self.compared(prediction, target)

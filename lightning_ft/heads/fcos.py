@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_ft.boxes import NOTHING
 from lightning_ft.extras import require
+from lightning_ft.tasks.boxes import NOTHING
 
 NEEDED_BY = "DetectionHead"
 NUM_PLACE = 3  # the last columns of a prediction: where it stands

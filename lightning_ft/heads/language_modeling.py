@@ -12,7 +12,7 @@ from torchmetrics.text import Perplexity
 
 from lightning_ft.features import FeatureInfo, Features, TokenFeatures
 from lightning_ft.heads.base import Head
-from lightning_ft.targets import IGNORED
+from lightning_ft.tasks.targets import IGNORED
 
 
 class LanguageModelingHead(Head):

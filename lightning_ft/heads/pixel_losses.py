@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_ft.masks import IGNORED
+from lightning_ft.tasks.masks import IGNORED
 
 
 def pixel_cross_entropy(logits: Tensor, target: Tensor, weights: Tensor | None, gamma: float = 0.0) -> Tensor:

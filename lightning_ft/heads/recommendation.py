@@ -10,7 +10,7 @@ from torchmetrics import MetricCollection
 
 from lightning_ft.features import FeatureInfo, Features, TokenFeatures
 from lightning_ft.heads.base import Head
-from lightning_ft.ranking import RankScore
+from lightning_ft.tasks.ranking import RankScore
 
 
 class RecommendationHead(Head):

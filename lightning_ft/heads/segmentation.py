@@ -13,8 +13,8 @@ from lightning_ft.extras import require
 from lightning_ft.features import FeatureInfo, Features, MapFeatures
 from lightning_ft.heads.base import Head
 from lightning_ft.heads.pixel_losses import dice_loss, pixel_cross_entropy
-from lightning_ft.masks import IGNORED
-from lightning_ft.pixel_metrics import PixelScores
+from lightning_ft.tasks.masks import IGNORED
+from lightning_ft.tasks.pixel_metrics import PixelScores
 
 LOSSES = ("cross_entropy", "focal", "dice")
 NUM_GROUPS = 8

@@ -9,11 +9,11 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from torchmetrics import MetricCollection
 
-from lightning_ft.entities import IGNORED, entities_of, words_of_texts
 from lightning_ft.extras import require
 from lightning_ft.features import FeatureInfo, Features, TokenFeatures
 from lightning_ft.heads.base import Head
-from lightning_ft.word_metrics import EntityScores, WordAccuracy, WordF1
+from lightning_ft.tasks.entities import IGNORED, entities_of, words_of_texts
+from lightning_ft.tasks.word_metrics import EntityScores, WordAccuracy, WordF1
 
 FORBIDDEN = -1e4  # the score of what never comes
 
@@ -21,9 +21,9 @@ FORBIDDEN = -1e4  # the score of what never comes
 class TokenClassificationHead(Head):
     """A linear layer, or a small network, over the state of each word's first token.
 
-    Of named entities the classes are those of IOB2, in the order of ``lightning_ft.entities``. Any sequence of them is
-    read as entities: an ``I-`` that goes on with nothing begins one. With ``crf`` sequences are scored and decoded as a
-    whole (Lafferty et al. 2001), by the library pytorch-crf, and such an ``I-`` never comes.
+    Of named entities the classes are those of IOB2, in the order of ``lightning_ft.tasks.entities``. Any sequence of them
+    is read as entities: an ``I-`` that goes on with nothing begins one. With ``crf`` sequences are scored and decoded as
+    a whole (Lafferty et al. 2001), by the library pytorch-crf, and such an ``I-`` never comes.
 
     Args:
         features: What the backbone gives.

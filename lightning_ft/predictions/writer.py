@@ -14,13 +14,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_ft.data.predict_batches import PredictBatches
-from lightning_ft.masks import inside, write_mask
 from lightning_ft.predictions.formats import FORMATS, SUFFIXES, Document, Format, Row, column_names
 from lightning_ft.predictions.job import input_state
 from lightning_ft.predictions.parts import PartFolder
 from lightning_ft.predictions.remaining import batches_to_predict
 from lightning_ft.predictions.written import failures_told, write_whole
 from lightning_ft.rng import rng_state, set_rng_state
+from lightning_ft.tasks.masks import inside, write_mask
 
 ROWS_AT_ONCE = 1000
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")

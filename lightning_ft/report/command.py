@@ -5,9 +5,9 @@ from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from lightning_ft.finished_run import find_run
 from lightning_ft.report.page import run_page, runs_page
 from lightning_ft.report.story import story
+from lightning_ft.run.finished_run import find_run
 from lightning_ft_callbacks.whole_file import write_whole
 
 REPORT = "report.html"

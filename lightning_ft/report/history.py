@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lightning_ft.run_folder import METRICS
+from lightning_ft.run.folder import METRICS
 
 LOW_IS_BETTER = ("loss", "mae", "perplexity")
 RATE = "lr/"

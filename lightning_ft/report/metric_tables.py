@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightning_ft.entities import kinds_of
 from lightning_ft.report.evaluation import Evaluation, class_names
+from lightning_ft.tasks.entities import kinds_of
 
 MOST_ROWS = 60
 

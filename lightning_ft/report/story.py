@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from lightning_ft.finished_run import FinishedRun, finished_run, read_config
 from lightning_ft.report import advice as rules
 from lightning_ft.report.advice import Advice
 from lightning_ft.report.calibration import Calibration
@@ -21,6 +20,7 @@ from lightning_ft.report.noise import SHARES, mean_error, r2_error, share_error
 from lightning_ft.report.phases import Phase, phases_of, scores_of
 from lightning_ft.report.record import RunRecord
 from lightning_ft.resources import nearest_path
+from lightning_ft.run.finished_run import FinishedRun, finished_run, read_config
 
 LR_TESTS = "lr_finder.json"
 # rebuilding a larger model only for its report would take long

@@ -15,7 +15,7 @@ from seqeval.metrics import f1_score
 from torch import Tensor
 
 from lightning_ft import DetectionData, SegmentationData, TokenClassificationData
-from lightning_ft.box_metrics import coco_scores
+from lightning_ft.tasks.box_metrics import coco_scores
 
 BRAIN = "package://nilearn/datasets/data/mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"
 

@@ -11,9 +11,9 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_ft import AtomicCheckpointIO, FineTuner
-from lightning_ft.checkpoints import BestCheckpoint, LastCheckpoint
-from lightning_ft.metrics_csv import MetricsCSV
-from lightning_ft.run_folder import CHECKPOINTS, new_run_folder
+from lightning_ft.run.checkpoints import BestCheckpoint, LastCheckpoint
+from lightning_ft.run.folder import CHECKPOINTS, new_run_folder
+from lightning_ft.run.metrics_csv import MetricsCSV
 
 # Lightning makes it the file of rich's one global console, so it must stay open
 NOWHERE = Path(os.devnull).open("w")  # noqa: SIM115

@@ -16,8 +16,8 @@ import pytest
 import torch
 import yaml
 
-from lightning_ft.checkpoint_io import load_checkpoint
-from lightning_ft.run_folder import newest_checkpoint
+from lightning_ft.run.checkpoint_io import load_checkpoint
+from lightning_ft.run.folder import newest_checkpoint
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from lightning_ft.data.idx import read_idx
 from lightning_ft.data.image_check import unreadable_images
 from lightning_ft.data.images import read_image
 from lightning_ft.data.volumes import VolumeSlices
-from lightning_ft.masks import inside, read_mask
+from lightning_ft.tasks.masks import inside, read_mask
 
 CLAIMS = "its header claims 2,500,000,000 pixels, but 178,956,970 are allowed; set LIGHTNING_FT_MAX_PIXELS"
 

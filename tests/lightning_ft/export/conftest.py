@@ -13,7 +13,7 @@ import yaml
 
 from lightning_ft.__main__ import main
 from lightning_ft.export.command import export
-from lightning_ft.finished_run import FinishedRun, finished_run
+from lightning_ft.run.finished_run import FinishedRun, finished_run
 
 QUIET = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 LABELS = ("billing", "bug: `x` | **y**\n---\n<b>", "praise")

@@ -17,7 +17,7 @@ from torch import Tensor
 import lightning_ft
 from lightning_ft import TransformersBackbone, load_exported
 from lightning_ft.export.command import export
-from lightning_ft.finished_run import FinishedRun, finished_run
+from lightning_ft.run.finished_run import FinishedRun, finished_run
 
 LINES = ["charged twice again", "love", "the app crashes " * 12]
 

@@ -19,8 +19,8 @@ from lightning_ft import (
 )
 from lightning_ft.export.check import NotEqualError, check_equal, outputs
 from lightning_ft.export.transformers_folder import TransformersFolder
-from lightning_ft.finished_run import FinishedRun
 from lightning_ft.resources import resolve
+from lightning_ft.run.finished_run import FinishedRun
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 CONFIGS: dict[str, dict[str, Any]] = {

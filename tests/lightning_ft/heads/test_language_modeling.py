@@ -24,7 +24,7 @@ from transformers import (
 from lightning_ft import CausalLMHead, FeatureInfo, FineTuner, MaskedLMHead, SampleGenerations, TransformersBackbone
 from lightning_ft.features import TokenFeatures
 from lightning_ft.heads.language_modeling import ends_of
-from lightning_ft.targets import IGNORED
+from lightning_ft.tasks.targets import IGNORED
 from lightning_ft_callbacks import BlockMap
 
 SIZE = {"vocab_size": 400, "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lightning_ft import FeatureInfo, MapFeatures, SegmentationHead
-from lightning_ft.masks import IGNORED
+from lightning_ft.tasks.masks import IGNORED
 
 INFO = FeatureInfo(12, "maps", (4, 6, 12), (2, 4, 8))
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lightning_ft import FeatureInfo, TokenClassificationHead, TokenFeatures
-from lightning_ft.entities import CONTINUES, IGNORED, entities_of, tag_names
+from lightning_ft.tasks.entities import CONTINUES, IGNORED, entities_of, tag_names
 
 INFO = FeatureInfo(8, "tokens")
 NAMES = tag_names(["person", "place"])

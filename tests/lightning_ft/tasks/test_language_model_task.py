@@ -12,7 +12,7 @@ import pytest
 from task_fits import Task
 
 from lightning_ft import CausalLMHead, FineTuner, LanguageModelingData, MaskedLMHead, TransformersBackbone
-from lightning_ft.targets import IGNORED
+from lightning_ft.tasks.targets import IGNORED
 
 Command = Callable[..., Any]
 

@@ -13,7 +13,7 @@ from task_fits import QUIET, Task
 from task_sets import KINDS
 
 from lightning_ft import FineTuner, InteractionsData, ItemEmbedding, RecommendationHead, TransformersBackbone
-from lightning_ft.ranking import gains_of
+from lightning_ft.tasks.ranking import gains_of
 from lightning_ft_callbacks import DiscriminativeLR, FrozenPrefixCache, GradualUnfreezing
 
 Command = Callable[..., Any]

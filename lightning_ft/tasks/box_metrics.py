@@ -7,8 +7,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from lightning_ft.boxes import best_boxes, by_image
 from lightning_ft.extras import require
+from lightning_ft.tasks.boxes import best_boxes, by_image
 
 NONE = -1.0  # COCO's value of a mean over nothing
 

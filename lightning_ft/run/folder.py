@@ -6,7 +6,7 @@ from datetime import datetime
 from itertools import count
 from pathlib import Path
 
-from lightning_ft.checkpoint_io import is_whole
+from lightning_ft.run.checkpoint_io import is_whole
 
 CHECKPOINTS = "checkpoints"
 CONFIG = "config.yaml"

@@ -48,7 +48,7 @@ def fit(root: Path, tiny_bert: Path, table: Path, *options: str) -> int:
 
 def keep_every_checkpoint(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Keep a copy of each ``last.ckpt`` beside the metrics as they were then, as a kill at that moment leaves them."""
-    from lightning_ft.checkpoints import LastCheckpoint
+    from lightning_ft.run.checkpoints import LastCheckpoint
 
     save = LastCheckpoint._save
 

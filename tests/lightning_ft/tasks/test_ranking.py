@@ -6,7 +6,7 @@ from sklearn.metrics import ndcg_score
 from torch import Tensor
 from torchmetrics.retrieval import RetrievalMRR, RetrievalRecall
 
-from lightning_ft.ranking import RankScore, gains_of, ranks_of
+from lightning_ft.tasks.ranking import RankScore, gains_of, ranks_of
 
 
 @pytest.fixture

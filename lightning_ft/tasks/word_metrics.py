@@ -7,7 +7,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
-from lightning_ft.entities import Entity, entities_of, words_of_texts
+from lightning_ft.tasks.entities import Entity, entities_of, words_of_texts
 
 
 class EntityScores(Metric):

@@ -6,7 +6,7 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
-from lightning_ft.run_folder import CONFIG
+from lightning_ft.run.folder import CONFIG
 from lightning_ft_callbacks.whole_file import write_whole
 
 

@@ -145,7 +145,7 @@ def test_plan_txt_is_the_plan_that_was_printed(finished: tuple[Path, str]) -> No
 
 
 def test_arguments_are_told_without_the_folders_above(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from lightning_ft.environment import shortened
+    from lightning_ft.run.environment import shortened
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/ford")

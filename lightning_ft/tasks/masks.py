@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from lightning_ft.bounds import open_image
-from lightning_ft.targets import IGNORED as IGNORED
+from lightning_ft.tasks.targets import IGNORED as IGNORED
 from lightning_ft_callbacks.whole_file import whole_file
 
 LOSSY = {".jpg", ".jpeg", ".jpe", ".jfif"}

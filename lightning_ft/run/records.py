@@ -5,8 +5,8 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_ft.environment import environment
-from lightning_ft.run_folder import ENVIRONMENT, PLAN
+from lightning_ft.run.environment import environment
+from lightning_ft.run.folder import ENVIRONMENT, PLAN
 from lightning_ft_callbacks import FineTuningPlan, GradualUnfreezing
 from lightning_ft_callbacks.base_rates import group_peaks
 from lightning_ft_callbacks.whole_file import remove_partial, write_whole

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lightning_ft.masks import read_mask, write_mask
+from lightning_ft.tasks.masks import read_mask, write_mask
 
 
 @pytest.mark.parametrize(("largest", "mode"), [(1, "L"), (255, "L"), (256, "I;16"), (65535, "I;16")])

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_ft.run_folder import CONFIG, best_checkpoint, newest_checkpoint, run_folder_of
+from lightning_ft.run.folder import CONFIG, best_checkpoint, newest_checkpoint, run_folder_of
 
 RUNS = "runs"
 

@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-from lightning_ft.box_metrics import BoxScores
+from lightning_ft.tasks.box_metrics import BoxScores
 
 NUM_CLASSES = 3
 

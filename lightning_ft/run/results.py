@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from lightning_ft.entities import kinds_of
 from lightning_ft.module import FineTuner
+from lightning_ft.tasks.entities import kinds_of
 from lightning_ft_callbacks.whole_file import write_whole
 
 MOST_CLASSES = 20

@@ -11,12 +11,12 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_ft.checkpoint_io import load_checkpoint
 from lightning_ft.config_errors import explain
 from lightning_ft.module import FineTuner
 from lightning_ft.recipe import build_data, rebuild_from
-from lightning_ft.run_arguments import RUNS
-from lightning_ft.run_folder import CONFIG, best_checkpoint, newest_checkpoint, run_folder_of
+from lightning_ft.run.arguments import RUNS
+from lightning_ft.run.checkpoint_io import load_checkpoint
+from lightning_ft.run.folder import CONFIG, best_checkpoint, newest_checkpoint, run_folder_of
 from lightning_ft.trusted_code import trusting
 
 

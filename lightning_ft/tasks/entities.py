@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_ft.targets import IGNORED as IGNORED  # here: no word, or one that another window judges
+from lightning_ft.tasks.targets import IGNORED as IGNORED  # here: no word, or one that another window judges
 
 NONE, BEGINS, GOES_ON = "O", "B-", "I-"
 CONTINUES = -101  # the same, first in a row that goes on with the text of the row before

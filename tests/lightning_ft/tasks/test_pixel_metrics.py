@@ -4,7 +4,7 @@ import torch
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassJaccardIndex
 
 from lightning_ft import FeatureInfo, SegmentationHead
-from lightning_ft.masks import IGNORED
+from lightning_ft.tasks.masks import IGNORED
 
 NUM_CLASSES = 4
 

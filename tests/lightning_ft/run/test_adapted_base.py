@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 from transformers import AutoModel
 
 from lightning_ft import CausalLMHead, FineTuner, MaskedLMHead, SequenceClassificationHead, TransformersBackbone
-from lightning_ft.adapted_base import KEY
-from lightning_ft.checkpoint_io import load_checkpoint
+from lightning_ft.run.adapted_base import KEY
+from lightning_ft.run.checkpoint_io import load_checkpoint
 from lightning_ft_callbacks import GradualUnfreezing
 
 LORA = {"r": 2}

@@ -8,7 +8,7 @@ from seqeval.metrics import f1_score, precision_score, recall_score
 from seqeval.metrics.sequence_labeling import get_entities
 from seqeval.scheme import BILOU, IOB1, IOB2, IOBES, Entities
 
-from lightning_ft.entities import (
+from lightning_ft.tasks.entities import (
     CONTINUES,
     IGNORED,
     are_entities,
@@ -18,7 +18,7 @@ from lightning_ft.entities import (
     to_iob2,
     words_of_texts,
 )
-from lightning_ft.word_metrics import EntityScores, WordAccuracy
+from lightning_ft.tasks.word_metrics import EntityScores, WordAccuracy
 
 KINDS = ("person", "place", "work")
 NAMES = tag_names(KINDS)

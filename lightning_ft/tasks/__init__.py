@@ -1,0 +1,1 @@
+"""What the heads and the data of a task share: its metrics, and the form of what is predicted."""
