@@ -21,9 +21,9 @@ FORBIDDEN = -1e4  # the score of what never comes
 class TokenClassificationHead(Head):
     """A linear layer, or a small network, over the state of each word's first token.
 
-    Of named entities the classes are those of IOB2, in the order of ``lightning_ft.tasks.entities``. Any sequence of them
-    is read as entities: an ``I-`` that goes on with nothing begins one. With ``crf`` sequences are scored and decoded as
-    a whole (Lafferty et al. 2001), by the library pytorch-crf, and such an ``I-`` never comes.
+    Of named entities the classes are those of IOB2, in the order of ``lightning_ft.tasks.entities``. Any sequence of
+    them is read as entities: an ``I-`` that goes on with nothing begins one. With ``crf`` sequences are scored and
+    decoded as a whole (Lafferty et al. 2001), by the library pytorch-crf, and such an ``I-`` never comes.
 
     Args:
         features: What the backbone gives.
