@@ -24,6 +24,7 @@ from lightning_ft.export.torch_program import TorchProgram
 from lightning_ft.export.transformers_folder import TransformersFolder
 from lightning_ft.run.arguments import RUNS
 from lightning_ft.run.finished_run import FinishedRun, find_run, finished_run
+from lightning_ft_callbacks.whole_file import sync
 
 FORMATS: dict[str, type[Format]] = {
     kind.name: kind for kind in (TransformersFolder, TimmFolder, TensorsFolder, OnnxFile, TorchProgram, PeftAdapter)
@@ -214,8 +215,7 @@ def _sync(folder: Path) -> None:
     """See to it that files are on the disk."""
     for file in folder.rglob("*"):
         if file.is_file():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
+            sync(file)
 
 
 def _others(run: FinishedRun, name: str) -> str:

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from lightning_ft.predictions.written import sync_folder
+from lightning_ft_callbacks.whole_file import sync_folder
 
 LOCK = "lock"
 RECORD = "job.json"

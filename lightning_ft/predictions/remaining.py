@@ -8,9 +8,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_ft.data.predict_batches import PredictBatches
 from lightning_ft.predictions.batch_size import fastest_batch_size
+from lightning_ft.predictions.failures import failures_told
 from lightning_ft.predictions.job import differences, job_of
 from lightning_ft.predictions.parts import PartFolder
-from lightning_ft.predictions.written import failures_told
 
 
 def batches_to_predict(

@@ -14,13 +14,14 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_ft.data.predict_batches import PredictBatches
+from lightning_ft.predictions.failures import failures_told
 from lightning_ft.predictions.formats import FORMATS, SUFFIXES, Document, Format, Row, column_names
 from lightning_ft.predictions.job import input_state
 from lightning_ft.predictions.parts import PartFolder
 from lightning_ft.predictions.remaining import batches_to_predict
-from lightning_ft.predictions.written import failures_told, write_whole
 from lightning_ft.rng import rng_state, set_rng_state
 from lightning_ft.tasks.masks import inside, write_mask
+from lightning_ft_callbacks.whole_file import whole_file
 
 ROWS_AT_ONCE = 1000
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -177,10 +178,8 @@ class PredictionWriter(Callback):
                 "together; predict it again"
             )
         self.num_rows = self._batches.num_rows
-        with self._told():
-            write_whole(
-                self.file, self._parts.whole, lambda path: self._format(data).write(path, lambda: self._chunks(data))
-            )
+        with self._told(), whole_file(self.file, self._parts.whole) as partial:
+            self._format(data).write(partial, lambda: self._chunks(data))
         self._parts.remove()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

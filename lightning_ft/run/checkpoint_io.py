@@ -1,6 +1,5 @@
 """Checkpoints on disk: written whole or not at all, read without running anything in them."""
 
-import errno
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from lightning_ft.bounds import check_archive
-from lightning_ft_callbacks.whole_file import whole_file
+from lightning_ft_callbacks.whole_file import reason_of, whole_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -41,10 +40,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             cause = error if isinstance(error, OSError) else error.__context__
             if not isinstance(cause, OSError):
                 raise
-            full = cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            reason = "the disk is full" if full else cause.strerror or str(cause)
             kept = "; the one saved there before is kept" if target.exists() else ""
-            raise OSError(cause.errno, f"cannot save the checkpoint {str(target)!r}: {reason}{kept}") from error
+            raise OSError(
+                cause.errno, f"cannot save the checkpoint {str(target)!r}: {reason_of(cause)}{kept}"
+            ) from error
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> Any:
         """Load a checkpoint, tensors and plain data only unless ``weights_only=False`` is asked for."""
