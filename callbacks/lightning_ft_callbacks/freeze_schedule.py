@@ -164,8 +164,8 @@ class FreezeSchedule:
         return tuple(block_map.match(phase.train) for phase in self.phases)
 
 
-# a preset's name, a YAML file's path, phases, or the schedule itself
-ScheduleSpec = FreezeSchedule | Sequence[Phase | Mapping[str, Any]] | Path | str  # str last: to dump one, any value is
+# the schedule itself, phases, a preset's name, or a YAML file's path; in this order, as any value can be written as a str
+ScheduleSpec = FreezeSchedule | Sequence[Phase | Mapping[str, Any]] | str | Path
 
 
 def names_a_file(schedule: Any) -> bool:
