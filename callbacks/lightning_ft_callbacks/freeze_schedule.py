@@ -164,7 +164,7 @@ class FreezeSchedule:
         return tuple(block_map.match(phase.train) for phase in self.phases)
 
 
-# the schedule itself, phases, a preset's name, or a YAML file's path; in this order, as any value can be written as a str
+# the schedule, phases, a preset's name, or a YAML file's path; str behind phases, because any value can be dumped as one
 ScheduleSpec = FreezeSchedule | Sequence[Phase | Mapping[str, Any]] | str | Path
 
 
