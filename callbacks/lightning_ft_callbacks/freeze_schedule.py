@@ -164,7 +164,7 @@ class FreezeSchedule:
         return tuple(block_map.match(phase.train) for phase in self.phases)
 
 
-# the schedule, phases, a preset's name, or a YAML file's path; str behind phases, because any value can be dumped as one
+# the schedule, phases, a preset's name, or a YAML file's path; str behind phases: it can stand for any value
 ScheduleSpec = FreezeSchedule | Sequence[Phase | Mapping[str, Any]] | str | Path
 
 
