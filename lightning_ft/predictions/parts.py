@@ -32,7 +32,7 @@ class PartFolder:
     def __init__(self, file: Path) -> None:
         self.file = file
         self.folder = file.with_name(f".{file.name}.parts")
-        self._lock = FileLock(self.folder / LOCK)
+        self._lock: FileLock | None = None  # made where it is needed: a module that leads here may be copied
         self._stream: IO[str] | None = None
         self._rows = range(0)
 
@@ -55,6 +55,7 @@ class PartFolder:
             raise ValueError(f"predictions cannot be written to {str(self.file)!r}: it is a folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
+            self._lock = self._lock or FileLock(self.folder / LOCK)
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise ValueError(f"another process is predicting into {str(self.file)!r}") from error
@@ -62,11 +63,12 @@ class PartFolder:
     @property
     def claimed(self) -> bool:
         """Whether this process has claimed the folder."""
-        return self._lock.is_locked
+        return self._lock is not None and self._lock.is_locked
 
     def release(self) -> None:
         """Let other processes predict."""
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
     def begin(self, record: Mapping[str, Any]) -> None:
         """Empty the folder for a prediction."""
