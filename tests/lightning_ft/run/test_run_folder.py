@@ -113,7 +113,7 @@ def test_a_run_folder_holds_all_that_was_promised_and_its_path_is_said_first_and
     assert len(events) == 2  # one a start
     assert files - events == {
         *("config.yaml", "metrics.csv", "plan.txt", "environment.txt", "phases.png", "lr_finder.png"),
-        *("lr_finder.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt"),
+        *("lr_finder.json", "record.json", "report.html", "checkpoints/best.ckpt", "checkpoints/last.ckpt"),
     }
     lines = [line for line in printed.splitlines() if line.strip()]
     assert lines[0] == lines[-1] == f"run folder: runs/{folder.name}"
