@@ -1,7 +1,8 @@
 """Finding values that are no numbers: flags that need not be waited for, and the block where they come from."""
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from math import inf
 from typing import Any
 
 import torch
@@ -41,6 +42,25 @@ class Flags:
     def all(self) -> bool:
         """Tell whether all values are numbers."""
         return bool(self.values.all())
+
+
+def finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Tell of each tensor whether all its values are numbers, shape (tensor,), without waiting for an accelerator.
+
+    Args:
+        tensors: Tensors with elements.
+    """
+    if tensors[0].device.type == "cpu":
+        # a twentieth of the time of the largest element; where a sum of squares is a number, so are all its parts
+        found = _finite_norms(tensors, 2)
+        if found.all():
+            return found
+    return _finite_norms(tensors, inf)
+
+
+def _finite_norms(tensors: Sequence[Tensor], order: float) -> Tensor:
+    norms = torch._foreach_norm(list(tensors), order)  # pyright: ignore[reportPrivateImportUsage]
+    return torch.stack([norm.float() for norm in norms]).isfinite()
 
 
 class PassEnd(Exception):  # noqa: N818 - it is no error, but the only way out of manual optimization

@@ -2,17 +2,15 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_ft_callbacks.blocks import BlockMap
-from lightning_ft_callbacks.broken_values import Flags, PassEnd, broken_output, tensors_in
+from lightning_ft_callbacks.broken_values import Flags, PassEnd, broken_output, finite, tensors_in
 
 NUM_ROWS, WIDTH = 3, 40  # samples that are shown, and characters of each
 REMEDIES = "try a lower lr, a longer warm-up, gradient_clip_val=1.0, or bf16-mixed in the place of 16-mixed"
@@ -90,9 +88,7 @@ class FiniteLoss(Callback):
                 found |= {name: part} if part.numel() else {}
         if not found:
             return
-        # the largest element, because a sum of squares may overflow where none of its parts does
-        largest = torch._foreach_norm(list(found.values()), inf)  # pyright: ignore[reportPrivateImportUsage]
-        flags = Flags(torch.stack([norm.float() for norm in largest]).isfinite())
+        flags = Flags(finite(list(found.values())))
         self._gradients = flags, list(found), self._moment(trainer)
         if not flags.wait:
             self._look(trainer)
