@@ -85,7 +85,8 @@ def one_round(loaders: dict, num_tokens: int, num_steps: int, length: int, seed:
 
 def step(model: GPT2Model, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
     """Train on a batch: the logits are those of tied embeddings."""
-    states = model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).last_hidden_state
+    places = batch.get("position_ids")  # of packed rows alone
+    states = model(input_ids=batch["input_ids"], position_ids=places, use_cache=False).last_hidden_state
     logits = states[:, :-1] @ model.wte.weight.T
     loss = cross_entropy(logits.flatten(0, 1), batch["labels"][:, 1:].flatten())
     loss.backward()
