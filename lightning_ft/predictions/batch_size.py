@@ -2,7 +2,6 @@
 
 import resource
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
 
 from lightning_ft.rng import rng_state, set_rng_state
+from lightning_ft_callbacks.storage import free_memory
 
 LARGEST = {"cpu": 256}
 LARGEST_ELSEWHERE = 4096
@@ -89,18 +89,9 @@ def _too_much_next(module: LightningModule, grown: int) -> bool:
     """Tell whether the next size would take too much of the free memory, by what this one took [byte]."""
     if module.device.type != "cpu":
         return False  # there it is tried
-    return 2 * grown > SHARE_OF_MEMORY * _free_memory()
+    return 2 * grown > SHARE_OF_MEMORY * free_memory()
 
 
 def _peak() -> int:
     """Return the most memory that this process had so far [byte]."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _free_memory() -> float:
-    """Return the memory that is free [byte]; infinite where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return float("inf")
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), float("inf"))

@@ -5,7 +5,6 @@ import platform
 import time
 from contextlib import suppress
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch.optim import Optimizer
 
 from lightning_ft.report.fingerprint import fingerprint
 from lightning_ft.report.record import PhaseRecord, RunRecord
+from lightning_ft.run.environment import installed
 from lightning_ft_callbacks import BlockMap
 
 LIBRARIES = ("lightning-ft", "torch", "lightning", "torchmetrics", "transformers", "timm", "datasets", "peft", "numpy")
@@ -40,7 +40,6 @@ class RunReport(Callback):
         self.folder: Path | None = None
         self.record = RunRecord()
         self._phase = 0
-        self._trained: tuple[str, ...] | None = None
         self._since: float | None = None
         self._before = 0.0
         self._every = 1
@@ -183,11 +182,8 @@ def process_bytes() -> int | None:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+    found = {name: installed(name) for name in LIBRARIES}
+    return {"python": platform.python_version()} | {name: one for name, one in found.items() if one is not None}
 
 
 def _callbacks(trainer: Trainer) -> list[Any]:
