@@ -9,7 +9,7 @@ from lightning_ft_callbacks.gradual_unfreezing import GradualUnfreezing as Gradu
 from lightning_ft_callbacks.lr_curve import LRCurve as LRCurve
 from lightning_ft_callbacks.lr_finder import LRFinder as LRFinder
 from lightning_ft_callbacks.lr_finder import lr_find as lr_find
-from lightning_ft_callbacks.phase import Phase as Phase
-from lightning_ft_callbacks.phase import Plateau as Plateau
+from lightning_ft_callbacks.phases.phase import Phase as Phase
+from lightning_ft_callbacks.phases.phase import Plateau as Plateau
 from lightning_ft_callbacks.plan import FineTuningPlan as FineTuningPlan
 from lightning_ft_callbacks.prefix_cache import FrozenPrefixCache as FrozenPrefixCache

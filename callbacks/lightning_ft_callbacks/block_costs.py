@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_ft_callbacks.blocks import BlockMap
-from lightning_ft_callbacks.plain_state import PlainState
+from lightning_ft_callbacks.state.plain_state import PlainState
 
 # copying a larger module only to count what it does may not fit in its memory
 MOST_BYTES = 4 * 2**30

@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from lightning_ft_callbacks.blocks import BlockMap
-from lightning_ft_callbacks.phase import Phase, Plateau
-from lightning_ft_callbacks.presets import PRESETS, preset_phases
+from lightning_ft_callbacks.phases.finetuning_scheduler import phases_and_blocks
+from lightning_ft_callbacks.phases.phase import Phase, Plateau
+from lightning_ft_callbacks.phases.presets import PRESETS, preset_phases
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +102,8 @@ class FreezeSchedule:
         if not isinstance(data, Mapping):
             raise ValueError(f"{path}: expected a mapping with the key 'phases', but got {data!r}")
         if data and all(isinstance(key, int) for key in data):
-            from lightning_ft_callbacks.finetuning_scheduler import schedule_of
-
-            return schedule_of(data, str(path))
+            phases, blocks = phases_and_blocks(data, str(path))
+            return cls(phases, preset=None, blocks=blocks)
         return cls.from_dict(data, str(path))
 
     @classmethod

@@ -10,15 +10,15 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_ft_callbacks import finetuning_scheduler
 from lightning_ft_callbacks.block_callback import BlockCallback, at_full_rates
 from lightning_ft_callbacks.block_costs import costs_of_fit
 from lightning_ft_callbacks.blocks import BlockSpec
 from lightning_ft_callbacks.freeze_schedule import FreezeSchedule, ScheduleSpec, names_a_file
-from lightning_ft_callbacks.phase_picture import PhasePicture
-from lightning_ft_callbacks.phased_fit import PhasedFit
+from lightning_ft_callbacks.phases.finetuning_scheduler import blocks_of
+from lightning_ft_callbacks.phases.phase_picture import PhasePicture
+from lightning_ft_callbacks.phases.phased_fit import PhasedFit
+from lightning_ft_callbacks.phases.reachable import fit_length
 from lightning_ft_callbacks.plan import FineTuningPlan
-from lightning_ft_callbacks.reachable import fit_length
 
 
 class GradualUnfreezing(BlockCallback):
@@ -97,7 +97,7 @@ class GradualUnfreezing(BlockCallback):
             return self.blocks
         if self.blocks is not None:
             raise ValueError("the schedule brings its own blocks along, so blocks cannot be given too")
-        return finetuning_scheduler.blocks_of(self.schedule, module)
+        return blocks_of(self.schedule.blocks, module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Freeze what the phase does not train.

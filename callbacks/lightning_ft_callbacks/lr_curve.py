@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_ft_callbacks.lr_suggestions import METHODS, fall, fallen
-from lightning_ft_callbacks.short_list import chosen
+from lightning_ft_callbacks.range_test.lr_suggestions import METHODS, fall, fallen
+from lightning_ft_callbacks.range_test.short_list import chosen
 
 SMOOTHING = 0.98
 FEWEST = 10

@@ -13,10 +13,10 @@ from torch import Tensor
 from lightning_ft_callbacks.base_rates import scale_base
 from lightning_ft_callbacks.block_callback import BlockCallback, at_full_rates, reference_rate
 from lightning_ft_callbacks.lr_curve import LRCurve, check_method
-from lightning_ft_callbacks.lr_report import LRReport, progress
-from lightning_ft_callbacks.range_test import RangeTest
-from lightning_ft_callbacks.short_list import course, scores, walk
-from lightning_ft_callbacks.trial_fit import trial_fit
+from lightning_ft_callbacks.range_test.lr_report import LRReport, progress
+from lightning_ft_callbacks.range_test.range_test import RangeTest
+from lightning_ft_callbacks.range_test.short_list import course, scores, walk
+from lightning_ft_callbacks.range_test.trial_fit import trial_fit
 
 
 class LRFinder(Callback):

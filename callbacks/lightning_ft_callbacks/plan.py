@@ -9,7 +9,7 @@ from torch import nn
 from lightning_ft_callbacks.block_costs import BlockCosts
 from lightning_ft_callbacks.blocks import BlockMap, BlockSpec
 from lightning_ft_callbacks.freeze_schedule import FreezeSchedule, ScheduleSpec
-from lightning_ft_callbacks.reachable import phase_starts
+from lightning_ft_callbacks.phases.reachable import phase_starts
 
 NAME_WIDTH, PADDING = 8, 3  # of blocks at least, and of each column, in a printed table
 FLOAT_BYTES = 4

@@ -15,13 +15,13 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_ft_callbacks.block_callback import BlockCallback
 from lightning_ft_callbacks.blocks import BlockSpec
-from lightning_ft_callbacks.cached_fit import CachedFit
-from lightning_ft_callbacks.identified_batches import IdentifiedLoaders, Source
-from lightning_ft_callbacks.kept_caches import digest
-from lightning_ft_callbacks.prefix_cut import PrefixCut
-from lightning_ft_callbacks.sample_shapes import CannotCacheError
-from lightning_ft_callbacks.storage import Budget, free_memory
-from lightning_ft_callbacks.store_folder import StoreFolder
+from lightning_ft_callbacks.caching.cached_fit import CachedFit
+from lightning_ft_callbacks.caching.identified_batches import IdentifiedLoaders, Source
+from lightning_ft_callbacks.caching.kept_caches import digest
+from lightning_ft_callbacks.caching.prefix_cut import PrefixCut
+from lightning_ft_callbacks.caching.sample_shapes import CannotCacheError
+from lightning_ft_callbacks.caching.storage import Budget, free_memory
+from lightning_ft_callbacks.caching.store_folder import StoreFolder
 
 DTYPES = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 

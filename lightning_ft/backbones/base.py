@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from lightning_ft.features import FeatureInfo, Features
 from lightning_ft.run.adapted_base import AdaptedBase
 from lightning_ft_callbacks import BlockMap
-from lightning_ft_callbacks.prefix_runs import PrefixState, run_prefix, run_suffix
-from lightning_ft_callbacks.sample_shapes import Samples
+from lightning_ft_callbacks.caching.prefix_runs import PrefixState, run_prefix, run_suffix
+from lightning_ft_callbacks.caching.sample_shapes import Samples
 
 
 class Backbone(nn.Module, ABC):

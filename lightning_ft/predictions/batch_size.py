@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
 
 from lightning_ft.rng import rng_state, set_rng_state
-from lightning_ft_callbacks.storage import free_memory
+from lightning_ft_callbacks.caching.storage import free_memory
 
 LARGEST = {"cpu": 256}
 LARGEST_ELSEWHERE = 4096

@@ -21,8 +21,8 @@ from rich.table import Table
 from throughput import silence
 from unfreezing_speed import parts
 
-from lightning_ft_callbacks.range_test import RangeTest
-from lightning_ft_callbacks.training_state import TrainingState
+from lightning_ft_callbacks.range_test.range_test import RangeTest
+from lightning_ft_callbacks.state.training_state import TrainingState
 
 LOW, HIGH = 1e-9, 1e-8
 

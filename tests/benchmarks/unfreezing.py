@@ -51,7 +51,7 @@ from lightning_ft import (
 from lightning_ft.resources import resolve
 from lightning_ft_callbacks import BlockMap, FrozenPrefixCache, GradualUnfreezing
 from lightning_ft_callbacks.block_costs import BlockCosts, count_costs
-from lightning_ft_callbacks.read_ahead import ReadAhead
+from lightning_ft_callbacks.caching.read_ahead import ReadAhead
 
 TO_FULL = (0, 1 / 4, 1 / 2, 1)
 SHARES = {"to-full": TO_FULL, "never-full": TO_FULL[:-1], "images": TO_FULL, "head": (0,), "head-128": (0,)}

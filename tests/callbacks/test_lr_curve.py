@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lightning_ft_callbacks import LRCurve
 from lightning_ft_callbacks.lr_curve import smoothed
-from lightning_ft_callbacks.lr_suggestions import METHODS, minimum, slide, steep, valley
+from lightning_ft_callbacks.range_test.lr_suggestions import METHODS, minimum, slide, steep, valley
 
 
 def curve(num_steps: int = 100, noise: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

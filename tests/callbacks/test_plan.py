@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_ft_callbacks import BlockMap, DiscriminativeLR, FineTuningPlan, GradualUnfreezing, Phase
 from lightning_ft_callbacks.block_costs import BlockCosts, count_costs
-from lightning_ft_callbacks.phase_picture import PhasePicture
+from lightning_ft_callbacks.phases.phase_picture import PhasePicture
 
 COSTS = BlockCosts({"a": 10, "b": 20, "c": 30, "d": 0}, {"a": 1, "b": 2, "c": 4, "d": 8}, other=0)
 

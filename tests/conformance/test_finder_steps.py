@@ -15,7 +15,7 @@ from torch.optim import SGD
 from torch.optim import lr_scheduler as schedulers
 
 from lightning_ft_callbacks import DiscriminativeLR, GradualUnfreezing, LRFinder, lr_find
-from lightning_ft_callbacks.range_test import diverged
+from lightning_ft_callbacks.range_test.range_test import diverged
 
 STEPS = 20
 Seen = list[dict[str, Any]]

@@ -24,7 +24,7 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from lightning_ft_callbacks import GradualUnfreezing, LRFinder, lr_find
-from lightning_ft_callbacks.range_test import RangeTest
+from lightning_ft_callbacks.range_test.range_test import RangeTest
 
 SAMPLES = loader(64).dataset
 

@@ -13,8 +13,8 @@ from torch.optim import SGD
 from torch.utils.checkpoint import checkpoint
 
 from lightning_ft_callbacks import BlockMap, DiscriminativeLR, GradualUnfreezing
-from lightning_ft_callbacks.best_weights import BestWeights
-from lightning_ft_callbacks.freezing import Freezer
+from lightning_ft_callbacks.phases.best_weights import BestWeights
+from lightning_ft_callbacks.phases.freezing import Freezer
 
 HEAD_ONLY = [{"train": ["head"]}]
 

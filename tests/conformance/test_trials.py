@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Adam
 
 from lightning_ft_callbacks import LRFinder, lr_find
-from lightning_ft_callbacks.short_list import NUM_SCORED, course
+from lightning_ft_callbacks.range_test.short_list import NUM_SCORED, course
 
 STEPS, TRIAL = 60, 40
 RANGE: dict[str, Any] = {"num_steps": STEPS, "min_lr": 1e-6, "trial_steps": TRIAL}

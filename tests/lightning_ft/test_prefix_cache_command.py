@@ -236,7 +236,7 @@ def test_views_repeat_after_as_many_epochs(pictures: Path, monkeypatch: pytest.M
 def test_data_without_epochs_has_no_views() -> None:
     from torch.utils.data import DataLoader
 
-    from lightning_ft_callbacks.identified_batches import IdentifiedBatches
+    from lightning_ft_callbacks.caching.identified_batches import IdentifiedBatches
 
     with pytest.raises(ValueError, match="views=3 needs a data set whose samples follow from its epoch"):
         IdentifiedBatches(DataLoader(range(4)), 0, None, views=3)

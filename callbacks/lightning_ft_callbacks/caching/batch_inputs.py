@@ -1,0 +1,123 @@
+"""BatchInputs: what a step reads of a batch beside the frozen prefix, kept so that batches can be made without data."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from lightning_ft_callbacks.caching.prefix_cut import Zeros
+from lightning_ft_callbacks.caching.sample_shapes import CannotCacheError, Samples, SampleShape
+from lightning_ft_callbacks.caching.sample_store import SampleStore
+from lightning_ft_callbacks.caching.storage import Storage
+
+MASK = "attention_mask"
+
+
+class BatchInputs:
+    """Makes batches of samples that were seen before: labels and masks as they were, zeros for what goes unread.
+
+    Args:
+        batch: A batch, a dictionary of tensors.
+        samples: Its samples.
+        unread: Names of what only the prefix reads.
+        num_samples: Samples of the data set.
+        storage: Where the rest is kept.
+        index: A file for the index, shared by processes; None for memory.
+
+    Raises:
+        CannotCacheError: If a batch is something else.
+    """
+
+    def __init__(
+        self,
+        batch: Any,
+        samples: Samples,
+        unread: Collection[str],
+        num_samples: int,
+        storage: Storage,
+        index: Path | None = None,
+    ) -> None:
+        if type(batch) is not dict or not all(isinstance(value, Tensor) for value in batch.values()):
+            raise CannotCacheError("a batch is no dictionary of tensors")
+        self._order = list(batch)
+        self._unread = {name: SampleShape(batch[name], samples) for name in batch if name in unread}
+        self._mask = batch[MASK].dtype if MASK in batch else None
+        self._names = [name for name in batch if name not in unread and name != MASK]
+        self._shapes = [SampleShape(batch[name], samples) for name in self._names]
+        self._padding: dict[str, float | None] = dict.fromkeys(self._names)
+        self._store = SampleStore(num_samples, self._shapes, storage, index=index)
+        self._zeros = Zeros()
+        self._left = samples.left
+
+    def see(self, batch: Mapping[str, Tensor], samples: Samples) -> None:
+        """Learn the shapes and the padding from another batch.
+
+        Raises:
+            CannotCacheError: If they follow no rule.
+        """
+        if list(batch) != self._order:
+            raise CannotCacheError("batches have other parts from batch to batch")
+        self._left = self._left or samples.left
+        for name, shape in [*self._unread.items(), *zip(self._names, self._shapes, strict=True)]:
+            shape.see(batch[name], samples, f"{name!r} of the batch")
+        for name, shape in zip(self._names, self._shapes, strict=True):
+            if shape.token_dims and samples.lengths and min(samples.lengths) < (samples.num_tokens or 0):
+                padding = batch[name][~samples.mask(batch[name].device)].unique()
+                known = self._padding[name]
+                if len(padding) != 1 or known not in (None, padding.item()):
+                    raise CannotCacheError(f"{name!r} of the batch is padded with several values")
+                self._padding[name] = padding.item()
+
+    def put(self, batch: Mapping[str, Tensor], samples: Samples) -> None:
+        """Keep the samples of a batch.
+
+        Raises:
+            StorageFullError: If there is no room.
+        """
+        self._store.put(samples, [batch[name] for name in self._names])
+
+    def has(self, ids: tuple[int, ...]) -> bool:
+        """Tell whether a batch of some samples can be made."""
+        if not self._store.holds(ids):
+            return False
+        unknown = any(
+            shape.token_dims and self._padding[name] is None
+            for name, shape in zip(self._names, self._shapes, strict=True)
+        )
+        return not unknown or len(set(self._store.lengths(ids))) == 1
+
+    def samples(self, ids: tuple[int, ...]) -> Samples:
+        """Return the samples of a batch that can be made."""
+        if self._mask is None:
+            return Samples(ids)
+        lengths = self._store.lengths(ids)
+        return Samples(ids, lengths, max(lengths), self._left)
+
+    def batch(self, ids: tuple[int, ...]) -> dict[str, Tensor]:
+        """Return a batch, on the CPU."""
+        samples = self.samples(ids)
+        parts = dict(zip(self._names, self._store.get(samples), strict=True))
+        for name, shape in zip(self._names, self._shapes, strict=True):
+            if shape.token_dims and (padding := self._padding[name]):
+                parts[name][~samples.mask()] = padding
+        if self._mask is not None:
+            parts[MASK] = samples.mask().to(self._mask)
+        parts |= {name: self._zeros.of(shape, samples) for name, shape in self._unread.items()}
+        return {name: parts[name] for name in self._order}
+
+    def blanked(self, batch: Mapping[str, Tensor], samples: Samples) -> dict[str, Tensor]:
+        """Return a batch with zeros for what goes unread."""
+        return {n: self._zeros.of(self._unread[n], samples) if n in self._unread else batch[n] for n in batch}
+
+
+def mask_of(batch: Any) -> Tensor | None:
+    """Return a batch's ``attention_mask``, shape (batch, token), from the mapping that it is or holds; else None."""
+    if isinstance(batch, Mapping):
+        mask = batch.get(MASK)
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            return mask
+        batch = list(batch.values())
+    if isinstance(batch, list | tuple):
+        return next((mask for part in batch if (mask := mask_of(part)) is not None), None)
+    return None

@@ -1,0 +1,278 @@
+"""CachedFit: the samples of one fit's loaders, what is kept of each, and where a step begins for that."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lightning_ft_callbacks.blocks import BlockMap
+from lightning_ft_callbacks.caching.batch_inputs import mask_of
+from lightning_ft_callbacks.caching.identified_batches import IdentifiedLoaders, why_not_identified
+from lightning_ft_callbacks.caching.prefix_cut import PrefixCut
+from lightning_ft_callbacks.caching.prefix_lines import PrefixWeights, lines_worth_keeping
+from lightning_ft_callbacks.caching.prefix_part import PrefixPart
+from lightning_ft_callbacks.caching.sample_shapes import CannotCacheError, Samples
+from lightning_ft_callbacks.caching.storage import StorageFullError
+from lightning_ft_callbacks.caching.store_folder import StoreFolder
+from lightning_ft_callbacks.caching.watched_step import WatchedStep
+
+NAMES = {"train": "training", "val": "validation"}
+Place = tuple[str, int]  # "train" or "val", and the number of the loader
+Fingerprint = Callable[[Any, int, PrefixCut], str | None]
+
+
+class CachedFit:
+    """Has each step of a fit begin at the lowest trained block, where that block's inputs are kept.
+
+    Args:
+        trainer: The trainer, at the start of a fit.
+        module: Its module.
+        block_map: The module's blocks.
+        folder: Where stores are made.
+        dtype: The type that floating-point numbers are kept in; None for their own.
+        fingerprint: Names what is kept of a data set, in some views, at a cut, so that a later fit finds it; None
+            where none shall.
+        active: Asked whether a run of the module is one of the fit's own.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        block_map: BlockMap,
+        folder: StoreFolder,
+        *,
+        dtype: torch.dtype | None,
+        fingerprint: Fingerprint,
+        active: Callable[[], bool],
+    ) -> None:
+        self._trainer = trainer
+        self._module = module
+        self._block_map = block_map
+        self._folder = folder
+        self._dtype = dtype
+        self._fingerprint = fingerprint
+        self._active = active
+        self._parameters = [block_map.parameters(name) for name in block_map.names]
+        self._weights = PrefixWeights(self._parameters)
+        self._parts: dict[Place, PrefixPart | None] = {}
+        self._frontier = 0
+        self._step: _Step | None = None
+
+    @property
+    def frontier(self) -> int:
+        """The position of the lowest block that is trained now; the number of blocks if none is."""
+        return next(
+            (n for n, parameters in enumerate(self._parameters) if any(p.requires_grad for p in parameters)),
+            len(self._parameters),
+        )
+
+    @property
+    def worthwhile(self) -> bool:
+        """Whether a phase to come, or this one, freezes the lowest blocks for more than one epoch."""
+        return bool(lines_worth_keeping(self._block_map.names, self._phases_to_come, self.frontier))
+
+    def part(self, place: Place) -> PrefixPart | None:
+        """Return the samples of a loader; None before its first batch, or where they have no numbers."""
+        return self._parts.get(place)
+
+    def has(self, place: Place, ids: tuple[int, ...]) -> bool:
+        """Tell whether a batch of some samples need not be read."""
+        part = self.part(place)
+        return part is not None and part.has(ids, self.frontier)
+
+    def batch(self, place: Place, ids: tuple[int, ...]) -> Any:
+        """Return a batch that need not be read."""
+        part = self.part(place)
+        assert part is not None
+        return part.batch(ids)
+
+    def begin(self, place: Place, batch: Any, batch_idx: int) -> None:
+        """Begin a step.
+
+        Args:
+            place: The loader.
+            batch: The batch that it gave; read after all, in place, where the prefix must run.
+            batch_idx: The batch's number.
+
+        Raises:
+            ValueError: If nothing can be kept in the first phase, with what to change.
+        """
+        if (part := self._known_part(place)) is not None:
+            ids, unread = part.loader.handed_out.popleft()
+            self._step = _Step(part, place, batch, batch_idx, ids, unread)
+            self._serve(self._step)
+
+    def change_phase(self) -> None:
+        """Look again where the step that was begun can begin, now that other blocks are trained."""
+        if self._step is not None:
+            self._step.part.stop()
+            self._serve(self._step)
+
+    def begin_anew(self) -> None:
+        """Be ready for an optimizer that runs the step again."""
+        if self._step is not None:
+            self._step.part.begin_anew()
+
+    def end(self) -> None:
+        """End the step, and keep what it brought."""
+        step, self._step = self._step, None
+        if step is None:
+            return
+        try:
+            step.part.end()
+        except CannotCacheError as error:
+            rank_zero_warn(f"FrozenPrefixCache: no longer used for {step.part.name} data: {error}")
+        except StorageFullError as error:
+            step.part.full = True
+            rank_zero_warn(f"FrozenPrefixCache: no more {step.part.name} samples are kept, there is no room: {error}")
+
+    def close(self) -> None:
+        """Let go of everything, and remove files that are not to be kept."""
+        self._step = None
+        for part in self._parts.values():
+            if part is not None:
+                part.close()
+        self._folder.remove()
+
+    def _serve(self, step: "_Step") -> None:
+        """Attach a step's passes, with its batch read after all where the prefix must run."""
+        part, frontier = step.part, self.frontier
+        self._follow(frontier)
+        if step.unread and (frontier == 0 or not part.can_serve(step.ids, frontier)):
+            self._read(step)
+        if frontier in (0, len(self._parameters)):
+            return
+        block = self._block_map.names[frontier]
+        try:
+            if block not in part.considered:
+                part.considered.add(block)
+                self._learn(step, frontier)
+            part.begin(step.batch, step.ids, frontier, self._module.device, unread=step.unread)
+        except CannotCacheError as error:
+            part.close()
+            if step.unread:
+                self._read(step)
+            self._refuse(step, block, str(error))
+
+    def _learn(self, step: "_Step", frontier: int) -> None:
+        """Decide what to keep from this frontier on."""
+        part, names, is_train = step.part, self._block_map.names, step.place[0] == "train"
+        lines = lines_worth_keeping(names, self._phases_to_come, frontier)
+        if not lines:
+            return
+        error: CannotCacheError | None = None
+        chosen: list[tuple[str, int]] = []
+        try:
+            if is_train and not self._module.automatic_optimization:
+                raise CannotCacheError("under manual optimization a step cannot be tried; use automatic optimization")
+            part.check_data(step.ids)
+            loaders = len(self._loaders(step.place[0]).flattened)
+            watched = WatchedStep(
+                self._trainer, self._module, step.batch_idx, None if is_train else (step.place[1], loaders)
+            )
+            samples = Samples.of_mask(part.numbers(step.ids), mask_of(step.batch))
+            room = self._folder.budget.max_bytes - self._folder.budget.used
+            blocks = [names[line] for line in lines]
+            fingerprint = partial(self._fingerprint, part.whole, part.loader.views)
+            chosen = part.learn(watched, step.batch, samples, blocks, room, fingerprint)
+        except CannotCacheError as found:
+            error = found
+        # decided by all ranks together, so that none tries alone a step that waits for the others
+        if not self._trainer.strategy.reduce_boolean_decision(error is None, all=True):
+            for block, _ in chosen:
+                part.drop(block)
+            raise error or CannotCacheError("another process cannot")
+        for block, num_bytes in chosen:
+            rank_zero_info(
+                f"FrozenPrefixCache: keeps what {block} reads of {part.num_samples:,} samples ({part.name}), about "
+                f"{num_bytes / 1e6:,.0f} MB"
+            )
+
+    def _refuse(self, step: "_Step", block: str, reason: str) -> None:
+        """Say why nothing is kept: an error before the first step, a notice later and for validation."""
+        text = f"nothing is kept below {block} for {step.part.name} data: {reason}"
+        if step.place[0] == "train" and self._trainer.global_step == 0 and step.part.share_held is None:
+            raise ValueError(f"FrozenPrefixCache: {text}")
+        step.part.refusals[block] = reason
+        rank_zero_warn(f"FrozenPrefixCache: {text}")
+
+    def _follow(self, frontier: int) -> None:
+        """Forget what lies above a frontier that went down, and everything if somebody has changed the prefix."""
+        parts = [part for part in self._parts.values() if part is not None]
+        if frontier != self._frontier:
+            self._frontier = frontier
+            for part in parts:
+                part.drop_above(frontier)
+        if self._weights.changed(frontier):
+            rank_zero_warn("FrozenPrefixCache: somebody has changed weights of frozen blocks; all is kept anew")
+            for part in parts:
+                part.close()
+                part.considered.clear()
+
+    def _read(self, step: "_Step") -> None:
+        """Read a batch after all, into the dictionary that everybody has in hand."""
+        batch = self._trainer.precision_plugin.convert_input(step.part.loader.read(step.ids))
+        batch = self._module._on_before_batch_transfer(batch, dataloader_idx=step.place[1])
+        batch = self._trainer.strategy.batch_to_device(batch, dataloader_idx=step.place[1])
+        step.batch.clear()
+        step.batch.update(batch)
+        step.unread = False
+
+    def _known_part(self, place: Place) -> PrefixPart | None:
+        """Return the samples of a loader, made at its first batch; None where they have no numbers."""
+        kind, number = place
+        loaders = self._loaders(kind)
+        identified = loaders.identified(number) if isinstance(loaders, IdentifiedLoaders) else None
+        if place in self._parts:
+            known = self._parts[place]
+            if known is None or known.loader is identified:
+                return known
+            known.close()  # the loaders are others now
+        name = NAMES[kind] + (f" {number}" if number else "")
+        self._parts[place] = None
+        reason = why_not_identified(loaders.flattened[number])
+        if kind == "train" and len(loaders.flattened) > 1:
+            reason = "there are several training loaders; give one"
+        if reason is not None or identified is None:
+            if kind == "train" and self._trainer.global_step == 0:
+                raise ValueError(f"FrozenPrefixCache: {reason}")
+            rank_zero_warn(f"FrozenPrefixCache: not used for {name} data: {reason}")
+            return None
+        part = PrefixPart(
+            name,
+            self._block_map,
+            identified,
+            unread=frozenset(getattr(self._module, "prefix_inputs", ())),
+            folder=self._folder,
+            dtype=self._dtype,
+            active=self._active,
+        )
+        self._parts[place] = part
+        return part
+
+    def _loaders(self, kind: str) -> Any:
+        loop = self._trainer.fit_loop
+        return loop._combined_loader if kind == "train" else loop.epoch_loop.val_loop._combined_loader
+
+    @property
+    def _phases_to_come(self) -> list[tuple[Sequence[str], int | None]]:
+        """The trained blocks of this phase and later ones and their epochs, as a callback of the trainer says."""
+        callbacks: list[Any] = self._trainer.callbacks  # type: ignore[attr-defined]
+        return next((to_come for one in callbacks if (to_come := getattr(one, "phases_to_come", None))), [])
+
+
+@dataclass(slots=True, eq=False)
+class _Step:
+    """A step that is under way."""
+
+    part: PrefixPart
+    place: Place
+    batch: Any
+    batch_idx: int
+    ids: tuple[int, ...]
+    unread: bool

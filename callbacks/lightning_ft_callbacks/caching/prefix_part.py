@@ -1,0 +1,334 @@
+"""PrefixPart: the samples of one loader, and what of them was kept at which lines."""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from lightning_ft_callbacks.blocks import BlockMap
+from lightning_ft_callbacks.caching.batch_inputs import BatchInputs, mask_of
+from lightning_ft_callbacks.caching.identified_batches import IdentifiedBatches, whole_data
+from lightning_ft_callbacks.caching.prefix_cut import PrefixCut, Zeros
+from lightning_ft_callbacks.caching.prefix_passes import CapturingPass, PrefixPass, ReplayingPass
+from lightning_ft_callbacks.caching.prefix_watch import PrefixWatch, Step
+from lightning_ft_callbacks.caching.read_ahead import ReadAhead
+from lightning_ft_callbacks.caching.sample_shapes import CannotCacheError, Samples
+from lightning_ft_callbacks.caching.sample_store import SampleStore
+from lightning_ft_callbacks.caching.store_folder import StoreFolder
+
+EVERY = 8  # samples of a batch, one of which is compared when it comes again
+ANOTHER = (
+    "{} gives another sample for the same number each time; turn random augmentation off, or give views=K to keep each "
+    "image in K augmented views"
+)
+
+
+class PrefixPart:
+    """Training samples, or those of one validation loader.
+
+    Args:
+        name: What it is, for messages.
+        block_map: The module's blocks.
+        loader: The loader.
+        unread: Names of what only the backbone's prefix reads of a batch; empty if that is not known.
+        folder: Where stores are made.
+        dtype: The type that floating-point numbers are kept in; None for their own.
+        active: Asked whether a run is of the batch that was begun.
+
+    Attributes:
+        considered: Lowest trained blocks for which it was decided whether to keep anything.
+        refusals: Why nothing is kept below a block.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        block_map: BlockMap,
+        loader: IdentifiedBatches,
+        *,
+        unread: Collection[str],
+        folder: StoreFolder,
+        dtype: torch.dtype | None,
+        active: Callable[[], bool],
+    ) -> None:
+        self.name = name
+        self.loader = loader
+        dataset: Any = loader.loader.dataset
+        self.num_samples = len(dataset) * loader.views
+        # folds of one data set find what others have kept by the number in the whole
+        self.whole, subset = whole_data(dataset) if folder.keep else (dataset, None)
+        self._subset = None if subset is None else torch.tensor(subset, dtype=torch.int64)
+        self.considered: set[str] = set()
+        self.refusals: dict[str, str] = {}
+        self.full = False
+        self._order = {block: position for position, block in enumerate(block_map.names)}
+        self._block_map = block_map
+        self._unread = unread
+        self._folder = folder
+        self._dtype = dtype
+        self._active = active
+        self._cuts: dict[str, PrefixCut] = {}
+        self._stores: dict[str, SampleStore] = {}
+        self._inputs: BatchInputs | None = None
+        self._zeros = Zeros()
+        self._passes: list[PrefixPass] = []
+        self._step: tuple[Any, Samples] | None = None
+        self._seen: dict[int, int] = {}
+        self._read_ahead = ReadAhead()
+
+    def numbers(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """Return the numbers under which samples are kept in this epoch."""
+        first = self.loader.view * len(self.whole)
+        numbers = ids if self._subset is None else self._subset[list(ids)].tolist()
+        return tuple(first + number for number in numbers)
+
+    def learn(
+        self,
+        step: Step,
+        batch: Any,
+        samples: Samples,
+        blocks: Sequence[str],
+        room: int,
+        fingerprint: Callable[[PrefixCut], str | None],
+    ) -> list[tuple[str, int]]:
+        """Find out what crosses the line below some blocks, and make room for it.
+
+        Args:
+            step: Runs the module's step on a batch without a trace.
+            batch: The batch, read.
+            samples: Its samples.
+            blocks: The blocks, the most wanted one first; the others only as long as there is room for them.
+            room: Memory for all [byte].
+            fingerprint: Names what will be kept at a cut, so that a later fit finds it.
+
+        Returns:
+            Blocks below which outputs will be kept, and about how many bytes that takes.
+
+        Raises:
+            CannotCacheError: If nothing can be kept below the first one, with what to change.
+        """
+        unread = self._inputs_of(batch, samples)
+        cuts = [PrefixCut(self._block_map, block) for block in blocks if block not in self._stores]
+        watch = PrefixWatch(step, batch, samples, self._dtype)
+        refusals = watch.learn(cuts, unread.blanked if unread else None)
+        if blocks[0] in refusals:
+            raise refusals[blocks[0]]
+        chosen: list[tuple[str, int]] = []
+        for cut in [cut for cut in cuts if cut.block not in refusals]:
+            block = cut.block
+            store = SampleStore(0, cut.shapes, self._folder.none(), dtype=self._dtype)
+            lengths = samples.lengths or (None,)
+            num_bytes = self.num_samples * sum(store.sample_bytes(length) for length in lengths) // len(lengths)
+            if chosen and num_bytes > room:
+                continue
+            room -= num_bytes
+            self._cuts[block] = cut
+            self._stores[block] = self._folder.store(
+                f"{self.name}-{self._order[block]}",
+                len(self.whole) * self.loader.views,
+                cut.shapes,
+                self._dtype,
+                num_bytes,
+                fingerprint(cut),
+            )
+            chosen.append((block, num_bytes))
+        self._inputs = unread
+        return chosen
+
+    def has(self, ids: Sequence[int], frontier: int) -> bool:
+        """Tell whether a batch of some samples need not be read."""
+        numbers = self.numbers(ids)
+        return self._inputs is not None and self._inputs.has(numbers) and self._serving(numbers, frontier) is not None
+
+    def batch(self, ids: Sequence[int]) -> Any:
+        """Return a batch that need not be read."""
+        assert self._inputs is not None
+        return self._inputs.batch(self.numbers(ids))
+
+    def can_serve(self, ids: Sequence[int], frontier: int) -> bool:
+        """Tell whether the prefix of some samples is kept."""
+        return self._serving(self.numbers(ids), frontier) is not None
+
+    def begin(self, batch: Any, ids: Sequence[int], frontier: int, device: torch.device, *, unread: bool) -> None:
+        """Begin a step: pass over the prefix if its outputs are there, and keep those that are not.
+
+        Args:
+            batch: The batch.
+            ids: Its samples.
+            frontier: The position of the lowest trained block.
+            device: The module's device.
+            unread: Whether the batch was made without reading data.
+
+        Raises:
+            CannotCacheError: If the samples are not what they were, with what to change.
+        """
+        if not self._stores:
+            return
+        numbers = self.numbers(ids)
+        samples = Samples.of_mask(numbers, mask_of(batch))
+        serving = self._serving(numbers, frontier)
+        line = -1
+        if serving is not None:
+            line = self._order[serving]
+            self._cuts[serving].check_modes()
+            if samples.lengths not in (None, self._stores[serving].lengths(numbers)):
+                raise CannotCacheError(ANOTHER.format(type(self.loader.loader.dataset).__name__))
+            read = self._read_ahead.get(self._stores[serving], samples)
+            kept = [tensor.to(device, non_blocking=True) for tensor in read]
+            self._passes.append(ReplayingPass(self._cuts[serving], samples, kept, self._zeros))
+        for block, store in self._stores.items():
+            if line < self._order[block] <= frontier and not self.full and not store.holds(numbers):
+                self._passes.append(CapturingPass(self._cuts[block], samples))
+        if not unread:
+            self._compare(batch, samples)
+        self._step = batch, samples
+        for one in self._passes:
+            one.active = self._active
+            one.attach()
+        if serving is not None and (upcoming := self.loader.upcoming) is not None:
+            self._read_ahead.begin(self._stores[serving], self.numbers(upcoming), samples)
+
+    def begin_anew(self) -> None:
+        """Count from the start, because the step will be run again."""
+        for one in self._passes:
+            one.begin_anew()
+
+    def end(self) -> None:
+        """End a step, and keep what it brought.
+
+        Raises:
+            CannotCacheError: If it cannot be kept, with what to change.
+            StorageFullError: If there is no room.
+        """
+        passes, step = self.stop(), self._step
+        self._step = None
+        if any(isinstance(one, CapturingPass) for one in passes):
+            self._read_ahead.stop()  # which must not read where something is written anew
+        for one in passes:
+            if not isinstance(one, CapturingPass) or step is None:
+                continue
+            _, samples = step
+            cut = one.cut
+            if one.refusal is not None:
+                self.drop(cut.block)
+                raise one.refusal
+            if len(one.captured) < len(cut.crossings):
+                continue  # the step did not run to its end
+            tensors = [one.captured[place] for place in cut.crossings]
+            for shape, tensor in zip(cut.shapes, tensors, strict=True):
+                shape.see(tensor, samples, f"what is read above {cut.block}")
+            self._stores[cut.block].put(samples, tensors)
+        if passes and step is not None and self._inputs is not None and not self._inputs.has(step[1].ids):
+            self._inputs.see(*step)
+            self._inputs.put(*step)
+
+    def stop(self) -> list[PrefixPass]:
+        """Take all hooks away, and return what they were of."""
+        passes, self._passes = self._passes, []
+        for one in passes:
+            one.detach()
+        return passes
+
+    def drop(self, block: str) -> None:
+        """Forget what was kept below a block."""
+        self._read_ahead.stop()
+        self._cuts.pop(block, None)
+        if (store := self._stores.pop(block, None)) is not None:
+            self._folder.close(store)
+
+    def drop_above(self, frontier: int) -> None:
+        """Forget what was kept above blocks that are trained now."""
+        for block in [block for block in self._stores if self._order[block] > frontier]:
+            self.drop(block)
+        self.considered = {block for block in self.considered if self._order[block] <= frontier}
+
+    def close(self) -> None:
+        """Forget everything."""
+        self.stop()
+        self._read_ahead.close()
+        for block in list(self._stores):
+            self.drop(block)
+        self._inputs = None
+        self._seen = {}
+
+    @property
+    def share_held(self) -> float | None:
+        """The share of samples that is kept at the highest line; None where none is."""
+        if not self._stores:
+            return None
+        highest = max(self._stores, key=self._order.__getitem__)
+        if self._subset is None:
+            return self._stores[highest].share_held()
+        whole = len(self.whole)
+        return self._stores[highest].share_held(
+            torch.cat([self._subset + view * whole for view in range(self.loader.views)])
+        )
+
+    def check_data(self, ids: Sequence[int]) -> None:
+        """Make sure that the data set gives the same for the same number.
+
+        Raises:
+            CannotCacheError: If it does not, with what to change.
+        """
+        dataset: Any = self.loader.loader.dataset
+        epoch = getattr(dataset, "epoch", None) if self.loader.views == 1 else None
+        few = list(ids)[:4]
+        first = self.loader.read(few)
+        if isinstance(epoch, torch.Tensor):
+            epoch.add_(1)
+        try:
+            second = self.loader.read(few)
+        finally:
+            if isinstance(epoch, torch.Tensor):
+                epoch.sub_(1)
+        one, other = tree_leaves(first), tree_leaves(second)
+        if len(one) != len(other) or not all(map(_equal, one, other)):
+            raise CannotCacheError(ANOTHER.format(type(dataset).__name__))
+
+    def _compare(self, batch: Any, samples: Samples) -> None:
+        """Compare some samples with what they were the first time, augmentation on the device included."""
+        for row, number in enumerate(samples.ids):
+            if row % EVERY == 0 or number in self._seen:
+                found = _row(batch, samples, row)
+                if self._seen.setdefault(number, found) != found:
+                    raise CannotCacheError(ANOTHER.format("the data"))
+
+    def _serving(self, numbers: Sequence[int], frontier: int) -> str | None:
+        able = [b for b, store in self._stores.items() if self._order[b] <= frontier and store.holds(numbers)]
+        return max(able, key=self._order.__getitem__, default=None)
+
+    def _inputs_of(self, batch: Any, samples: Samples) -> BatchInputs | None:
+        if self._inputs is not None or not self._unread:
+            return self._inputs
+        try:
+            return BatchInputs(
+                batch,
+                samples,
+                self._unread,
+                len(self.whole) * self.loader.views,
+                *self._folder.beside(f"{self.name}-inputs"),
+            )
+        except CannotCacheError:
+            return None  # batches are then read as ever
+
+
+def _row(batch: Any, samples: Samples, row: int) -> int:
+    """Return a checksum of a sample's part of a batch, without padding."""
+    value = 0
+    for leaf in tree_leaves(batch):
+        if not isinstance(leaf, torch.Tensor) or leaf.ndim == 0 or len(leaf) != len(samples.ids):
+            continue
+        part = leaf[row]
+        if samples.lengths is not None and part.ndim and len(part) == samples.num_tokens:
+            part = part[samples.place(row)]
+        data = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        value = crc32(data.numpy().data, value)
+    return value
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return torch.equal(one, other)
+    return bool(one == other)

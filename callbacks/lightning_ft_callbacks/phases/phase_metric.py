@@ -1,0 +1,53 @@
+"""The metric that a phase is judged by."""
+
+from lightning.pytorch import Trainer
+
+from lightning_ft_callbacks.freeze_schedule import FreezeSchedule
+from lightning_ft_callbacks.phases.phase import Phase, Plateau
+
+
+def metric_of(phase: Phase, trainer: Trainer) -> Plateau | None:
+    """Return what a phase is judged by: its plateau, else the metric of the trainer's first checkpoint that has one.
+
+    Of the latter only ``monitor`` and ``mode`` say anything.
+    """
+    if phase.plateau is not None:
+        return phase.plateau
+    for callback in trainer.checkpoint_callbacks:
+        if monitor := getattr(callback, "monitor", None):
+            return Plateau(monitor, mode=getattr(callback, "mode", "min"))
+    return None
+
+
+def check_metrics(schedule: FreezeSchedule, trainer: Trainer) -> None:
+    """Make sure that each phase's best weights can be told.
+
+    Raises:
+        ValueError: If nothing says what is best in a phase that another follows.
+    """
+    for number, phase in enumerate(schedule.phases[:-1]):
+        if metric_of(phase, trainer) is None:
+            raise ValueError(
+                f"restore_best needs a metric: phase {number} has no plateau, and no checkpoint callback of the "
+                "trainer has a monitor"
+            )
+
+
+def validation_metrics(trainer: Trainer) -> frozenset[str]:
+    """Return the names of what the validation that ends has logged."""
+    return frozenset(trainer._logger_connector.metrics["callback"])
+
+
+def logged_value(metric: Plateau, trainer: Trainer, phase: int) -> float | None:
+    """Return a metric's value, the first rank's on all ranks; None where the trainer may not validate, or log.
+
+    Raises:
+        ValueError: If it is not logged, with those that are.
+    """
+    metrics = trainer.callback_metrics
+    if metric.monitor not in metrics:
+        if trainer.barebones or trainer.limit_val_batches == 0:
+            return None
+        logged = ", ".join(sorted(metrics)) or "nothing"
+        raise ValueError(f"phase {phase} watches {metric.monitor!r}, but logged is {logged}")
+    return float(trainer.strategy.broadcast(metrics[metric.monitor].item()))

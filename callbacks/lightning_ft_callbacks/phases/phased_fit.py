@@ -1,0 +1,227 @@
+"""PhasedFit: one fit by a schedule, which phase it is in, what that trains, and how good it has become."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from lightning_ft_callbacks.blocks import BlockMap
+from lightning_ft_callbacks.freeze_schedule import FreezeSchedule
+from lightning_ft_callbacks.phases.best_weights import BestWeights
+from lightning_ft_callbacks.phases.freezing import Freezer
+from lightning_ft_callbacks.phases.lost_gradients import GradientWatch
+from lightning_ft_callbacks.phases.phase import Plateau
+from lightning_ft_callbacks.phases.phase_metric import check_metrics, logged_value, metric_of, validation_metrics
+from lightning_ft_callbacks.phases.phase_progress import PhaseProgress, continued
+from lightning_ft_callbacks.phases.reachable import check_reachable
+from lightning_ft_callbacks.phases.weight_averages import WeightAverages
+from lightning_ft_callbacks.strategies import allow_recompiles, rebuild
+
+
+class PhasedFit:
+    """Takes a fit through the phases of its schedule.
+
+    It changes nothing before ``apply``, and nothing more after ``release``; where it has come to stays known.
+
+    Args:
+        trainer: The trainer, at the start of a fit.
+        block_map: The module's blocks.
+        schedule: The phases.
+        restore_best: Whether each phase ends with the weights of its best validation.
+        thaw_frozen: Whether parameters that were frozen before are thawed with their block.
+
+    Attributes:
+        trainer: The trainer; None once it is released.
+        schedule: The phases.
+        trained: The names of the blocks that each phase trains, input first.
+        progress: Where in the schedule the fit is.
+        best: The best weights of the phase.
+
+    Raises:
+        ValueError: If the schedule does not fit the module or the trainer.
+    """
+
+    def __init__(
+        self, trainer: Trainer, block_map: BlockMap, schedule: FreezeSchedule, *, restore_best: bool, thaw_frozen: bool
+    ) -> None:
+        self.schedule = schedule
+        self.trained = schedule.trained(block_map)
+        self.progress = PhaseProgress()
+        self.best = BestWeights(block_map)
+        self.trainer: Trainer | None = trainer
+        self._block_map = block_map
+        self._restore_best = restore_best
+        if restore_best:
+            check_metrics(schedule, trainer)
+        check_reachable(trainer, schedule)
+        self._freezer = Freezer(block_map, trainer.optimizers, thaw_frozen=thaw_frozen)
+        self._freezer.check_trainable(self.trained)
+        self._freezer.check_held(dict.fromkeys(name for names in self.trained for name in names))
+        self._averages: WeightAverages | None = None
+        self._changing: set[str] = set()
+        self._watch = GradientWatch()
+        self._validated: frozenset[str] | None = None
+
+    @property
+    def trained_blocks(self) -> tuple[str, ...]:
+        """The names of the blocks that are trained now, input first."""
+        return self.trained[self.progress.phase]
+
+    @property
+    def to_come(self) -> list[tuple[tuple[str, ...], int | None]]:
+        """The blocks that this phase and each later one trains, and for how many epochs; None where that is open."""
+        epochs = [phase.epochs for phase in self.schedule.phases]
+        number, started = self.progress.phase, self.progress.start_epoch
+        if self.trainer is not None and started is not None and (now := epochs[number]) is not None:
+            epochs[number] = now - (self.trainer.current_epoch - started)
+        return list(zip(self.trained, epochs, strict=True))[number:]
+
+    @property
+    def found_training(self) -> bool:
+        """Whether all modules were in train mode before."""
+        return self._freezer.found_training
+
+    def go_on_after(self, before: "PhasedFit") -> None:
+        """Go on where the fit before came to, with the same module.
+
+        Args:
+            before: That fit.
+        """
+        self.progress, self.best = before.progress, BestWeights(self._block_map, before.best.kept)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a checkpoint was.
+
+        Raises:
+            ValueError: If a phase differs that is over, or the blocks of the one that the run is in.
+        """
+        self.progress = continued(state, self.schedule.phases, self.trained)
+        self.best = BestWeights(self._block_map, state["best"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the schedule, where in it the fit is, and the best weights of the phase."""
+        return {
+            "progress": self.progress.to_dict(),
+            "phases": [phase.to_dict() for phase in self.schedule.phases],
+            "trained": [list(names) for names in self.trained],
+            "best": self.best.kept,
+        }
+
+    def apply(self) -> None:
+        """Freeze and thaw for the phase, on all ranks alike."""
+        assert self.trainer is not None
+        if self._averages is None:
+            self._averages = WeightAverages(self.trainer, lambda name: name not in self._changing)
+            allow_recompiles(len(self.schedule.phases))
+        if self._freezer.train_only(self.trained_blocks):
+            rebuild(self.trainer)
+        until_now = {name for names in self.trained[: self.progress.phase + 1] for name in names}
+        self._changing = self._freezer.may_change(until_now)
+        self._watch.begin()
+
+    def drop_states(self) -> None:
+        """Let go of what optimizers keep for frozen parameters."""
+        self._freezer.drop_states()
+
+    def advance(self, epoch: int, step: int) -> bool:
+        """Go on to the phase that the next batch belongs to, and tell whether that is another one.
+
+        Args:
+            epoch: The epoch that the next batch belongs to.
+            step: Optimizer steps done.
+        """
+        progress = self.progress
+        if progress.start_epoch is None:
+            progress.begin(progress.phase, epoch, step)
+        last = len(self.schedule.phases) - 1
+        changed = False
+        while progress.phase < last and progress.is_over(self.schedule.phases[progress.phase], epoch, step):
+            before = set(self.trained_blocks)
+            self.best.restore(before)
+            progress.begin(progress.phase + 1, epoch, step)
+            progress.thawed_at = {
+                name: progress.thawed_at[name] if name in before & progress.thawed_at.keys() else step
+                for name in self.trained_blocks
+                if name not in before or name in progress.thawed_at
+            }
+            changed = True
+        return changed
+
+    def ramp(self, block: str, ramp_steps: int) -> float:
+        """Return the share of its rate that a block has while it warms up, from 0 to 1.
+
+        Args:
+            block: The block's name.
+            ramp_steps: Optimizer steps from the block's thawing to its full rate.
+        """
+        return 1.0 if self.trainer is None else self.progress.ramp(block, self.trainer.global_step, ramp_steps)
+
+    def before_step(self) -> None:
+        """Put right what others changed of frozen blocks, and watch the gradients of a phase's first step."""
+        self._freezer.enforce()
+        self._watch.start(self._block_map, self.trained_blocks)
+
+    def after_backward(self) -> None:
+        """Make sure, once in a phase, that gradients reach what is trained.
+
+        Raises:
+            RuntimeError: If they do not, with the block and the remedy.
+        """
+        self._watch.check()
+
+    def after_validation(self) -> None:
+        """Judge the phase by a validation, if its metric is one of that.
+
+        Raises:
+            ValueError: If the metric has no value.
+        """
+        assert self.trainer is not None
+        self._validated = validation_metrics(self.trainer)
+        if self._metric is not None and self._metric.monitor in self._validated:
+            self._judge(self._metric)
+
+    def after_epoch(self) -> None:
+        """Judge the phase by an epoch, if its metric is none of validation.
+
+        Raises:
+            ValueError: If the metric is not logged, with those that are.
+        """
+        assert self.trainer is not None
+        metric = self._metric
+        if metric is None or metric.monitor in (self._validated or ()):
+            return
+        # a metric that is not there may be one of a validation to come, but not after one without it
+        due = self._validated is not None or not self.trainer.enable_validation
+        if due or metric.monitor in self.trainer.callback_metrics:
+            self._judge(metric)
+
+    def release(self) -> None:
+        """Leave flags and modes as they were found, once: later they are the user's."""
+        if self.trainer is None:
+            return
+        self._freezer.release()
+        if self._averages is not None:
+            self._averages.release()
+        self._watch.stop()
+        self._averages = self.trainer = None
+
+    @property
+    def _metric(self) -> Plateau | None:
+        """What the phase is judged by."""
+        assert self.trainer is not None
+        phase = self.schedule.phases[self.progress.phase]
+        is_last = phase is self.schedule.phases[-1]
+        return metric_of(phase, self.trainer) if self._restore_best and not is_last else phase.plateau
+
+    def _judge(self, metric: Plateau) -> None:
+        """Compare the phase's metric with its best, decided on one rank for all."""
+        assert self.trainer is not None
+        value = logged_value(metric, self.trainer, self.progress.phase)
+        if value is None or self.progress.phase == len(self.schedule.phases) - 1:
+            return
+        if metric.improves(value, self.progress.best):
+            self.progress.best, self.progress.num_bad = value, 0
+            if self._restore_best:
+                self.best.keep(self.trained_blocks)
+        else:
+            self.progress.num_bad += 1

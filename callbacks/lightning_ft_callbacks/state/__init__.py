@@ -1,0 +1,1 @@
+"""What training changes, kept in memory and put back."""
