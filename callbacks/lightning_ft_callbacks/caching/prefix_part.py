@@ -2,10 +2,8 @@
 
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
-from zlib import crc32
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from lightning_ft_callbacks.blocks import BlockMap
 from lightning_ft_callbacks.caching.batch_inputs import BatchInputs, mask_of
@@ -14,15 +12,10 @@ from lightning_ft_callbacks.caching.prefix_cut import PrefixCut, Zeros
 from lightning_ft_callbacks.caching.prefix_passes import CapturingPass, PrefixPass, ReplayingPass
 from lightning_ft_callbacks.caching.prefix_watch import PrefixWatch, Step
 from lightning_ft_callbacks.caching.read_ahead import ReadAhead
+from lightning_ft_callbacks.caching.same_samples import SameSamples, another_sample, check_same
 from lightning_ft_callbacks.caching.sample_shapes import CannotCacheError, Samples
 from lightning_ft_callbacks.caching.sample_store import SampleStore
 from lightning_ft_callbacks.caching.store_folder import StoreFolder
-
-EVERY = 8  # samples of a batch, one of which is compared when it comes again
-ANOTHER = (
-    "{} gives another sample for the same number each time; turn random augmentation off, or give views=K to keep each "
-    "image in K augmented views"
-)
 
 
 class PrefixPart:
@@ -75,7 +68,7 @@ class PrefixPart:
         self._zeros = Zeros()
         self._passes: list[PrefixPass] = []
         self._step: tuple[Any, Samples] | None = None
-        self._seen: dict[int, int] = {}
+        self._same = SameSamples()
         self._read_ahead = ReadAhead()
 
     def numbers(self, ids: Sequence[int]) -> tuple[int, ...]:
@@ -174,7 +167,7 @@ class PrefixPart:
             line = self._order[serving]
             self._cuts[serving].check_modes()
             if samples.lengths not in (None, self._stores[serving].lengths(numbers)):
-                raise CannotCacheError(ANOTHER.format(type(self.loader.loader.dataset).__name__))
+                raise another_sample(type(self.loader.loader.dataset).__name__)
             read = self._read_ahead.get(self._stores[serving], samples)
             kept = [tensor.to(device, non_blocking=True) for tensor in read]
             self._passes.append(ReplayingPass(self._cuts[serving], samples, kept, self._zeros))
@@ -182,7 +175,7 @@ class PrefixPart:
             if line < self._order[block] <= frontier and not self.full and not store.holds(numbers):
                 self._passes.append(CapturingPass(self._cuts[block], samples))
         if not unread:
-            self._compare(batch, samples)
+            self._same.check(batch, samples)
         self._step = batch, samples
         for one in self._passes:
             one.active = self._active
@@ -251,7 +244,7 @@ class PrefixPart:
         for block in list(self._stores):
             self.drop(block)
         self._inputs = None
-        self._seen = {}
+        self._same = SameSamples()
 
     @property
     def share_held(self) -> float | None:
@@ -272,28 +265,7 @@ class PrefixPart:
         Raises:
             CannotCacheError: If it does not, with what to change.
         """
-        dataset: Any = self.loader.loader.dataset
-        epoch = getattr(dataset, "epoch", None) if self.loader.views == 1 else None
-        few = list(ids)[:4]
-        first = self.loader.read(few)
-        if isinstance(epoch, torch.Tensor):
-            epoch.add_(1)
-        try:
-            second = self.loader.read(few)
-        finally:
-            if isinstance(epoch, torch.Tensor):
-                epoch.sub_(1)
-        one, other = tree_leaves(first), tree_leaves(second)
-        if len(one) != len(other) or not all(map(_equal, one, other)):
-            raise CannotCacheError(ANOTHER.format(type(dataset).__name__))
-
-    def _compare(self, batch: Any, samples: Samples) -> None:
-        """Compare some samples with what they were the first time, augmentation on the device included."""
-        for row, number in enumerate(samples.ids):
-            if row % EVERY == 0 or number in self._seen:
-                found = _row(batch, samples, row)
-                if self._seen.setdefault(number, found) != found:
-                    raise CannotCacheError(ANOTHER.format("the data"))
+        check_same(self.loader, list(ids)[:4])
 
     def _serving(self, numbers: Sequence[int], frontier: int) -> str | None:
         able = [b for b, store in self._stores.items() if self._order[b] <= frontier and store.holds(numbers)]
@@ -312,23 +284,3 @@ class PrefixPart:
             )
         except CannotCacheError:
             return None  # batches are then read as ever
-
-
-def _row(batch: Any, samples: Samples, row: int) -> int:
-    """Return a checksum of a sample's part of a batch, without padding."""
-    value = 0
-    for leaf in tree_leaves(batch):
-        if not isinstance(leaf, torch.Tensor) or leaf.ndim == 0 or len(leaf) != len(samples.ids):
-            continue
-        part = leaf[row]
-        if samples.lengths is not None and part.ndim and len(part) == samples.num_tokens:
-            part = part[samples.place(row)]
-        data = part.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        value = crc32(data.numpy().data, value)
-    return value
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return torch.equal(one, other)
-    return bool(one == other)
