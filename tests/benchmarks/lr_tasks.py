@@ -11,6 +11,7 @@ import pandas as pd
 import timm
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.tuner import Tuner
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, dropout, interpolate
@@ -154,6 +155,16 @@ def train(name: str, lr: float, seed: int) -> float:
     fit = trainer(*callbacks, epochs=TASKS[name.split("/")[0]].epochs)
     fit.fit(module, data, val)
     return float(fit.callback_metrics["val/score"])
+
+
+def lightning_rate(name: str, seed: int) -> float | None:
+    """Return what Lightning's own finder suggests, with its defaults; what is not trained is frozen by hand for it."""
+    module, data, _, _ = parts(name, seed)
+    if name.endswith("/head"):
+        module.model.body.requires_grad_(False).eval()
+    fit = trainer(epochs=10)  # it ends with the fit's epochs, if that is before its steps
+    finder = Tuner(fit).lr_find(module, data, update_attr=False)
+    return None if finder is None else finder.suggestion()
 
 
 @cache
