@@ -9,16 +9,17 @@ weights, over the same batches; rates stay so low that no test ends before its l
 import argparse
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.tuner import Tuner
 from rich.console import Console
 from rich.table import Table
 from throughput import silence
+from torch.utils._python_dispatch import TorchDispatchMode
 from unfreezing_speed import parts
 
 from lightning_ft_callbacks.range_test.range_test import RangeTest
@@ -55,11 +56,24 @@ class Timed(Callback):
             self.seconds["test"] = timed(lambda: RangeTest(trainer, pl_module, 1e-3).losses(lrs))
 
     def _keep(self, trainer: Trainer, module: LightningModule) -> None:
-        before = resident()
-        state = TrainingState(trainer, module)
+        with Copies() as copies:
+            state = TrainingState(trainer, module)
         tensors = [*module.parameters(), *(v for s in trainer.optimizers[0].state.values() for v in s.values())]
-        self.kept = (resident() - before) / sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        self.kept = copies.num_bytes / sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         state.restore()
+
+
+class Copies(TorchDispatchMode):
+    """Counts the bytes of tensors that are copied."""
+
+    num_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and count what it copies."""
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten.clone.default, torch.ops.aten._to_copy.default):
+            self.num_bytes += result.numel() * result.element_size()
+        return result
 
 
 def timed(run: Callable[[], Any]) -> float:
@@ -67,12 +81,6 @@ def timed(run: Callable[[], Any]) -> float:
     start = perf_counter()
     run()
     return perf_counter() - start
-
-
-def resident() -> int:
-    """Return this process's memory [byte]."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
 
 def main() -> None:
