@@ -96,7 +96,7 @@ class PhasedFit:
             ValueError: If a phase differs that is over, or the blocks of the one that the run is in.
         """
         self.progress = continued(state, self.schedule.phases, self.trained)
-        self.best = BestWeights(self._block_map, state["best"])
+        self.best.load_state_dict(state["best"])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the schedule, where in it the fit is, and the best weights of the phase."""
@@ -104,7 +104,7 @@ class PhasedFit:
             "progress": self.progress.to_dict(),
             "phases": [phase.to_dict() for phase in self.schedule.phases],
             "trained": [list(names) for names in self.trained],
-            "best": self.best.kept,
+            "best": self.best.state_dict(),
         }
 
     def apply(self) -> None:
