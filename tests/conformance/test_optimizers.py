@@ -7,16 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
-from nets import Net, Seen, loader, tensors, trainer
+from nets import Net, Save, Seen, loader, tensors, trainer
 from prodigyopt import Prodigy
 from schedulefree import AdamWScheduleFree, RAdamScheduleFree, SGDScheduleFree
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
+from torch.utils.data import DataLoader
 
 from lightning_ft_callbacks import DiscriminativeLR, GradualUnfreezing
 
+BLOCKS = ["layers.0", "layers.1", "layers.2", "head"]
 SCALES = {"layers.0": 0.125, "layers.1": 0.25, "layers.2": 0.5, "head": 1.0}
 
 
@@ -138,39 +140,51 @@ def test_an_optimizer_that_takes_one_rate_alone_says_so_itself() -> None:
     assert [len(group["params"]) for group in fit.optimizers[0].param_groups] == [14]
 
 
-class SaveEpoch(Callback):
-    """Saves at the end of an epoch."""
+class KeepingTensors(torch.optim.SGD):
+    """Keeps a count, and a tensor that it makes anew at each update, in its groups."""
 
-    def __init__(self, epoch: int, path: Path) -> None:
-        self.epoch, self.path = epoch, path
+    def step(self, closure: Any = None) -> Any:
+        loss = closure()
+        for group in self.param_groups:
+            group["k"] = group.get("k", 0) + 1
+            group["mean"] = 0.9 * group.get("mean", torch.zeros(())) + group["lr"]
+            with torch.no_grad():
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.add_(parameter.grad, alpha=-float(group["mean"]) / group["k"])
+        return loss
 
-    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.current_epoch == self.epoch:
-            trainer.save_checkpoint(self.path)
+
+GRADUAL = [{"train": BLOCKS[lowest:], "steps": 3} for lowest in (3, 2, 1)] + [{"train": BLOCKS}]
+AGAIN = [{"train": train, "steps": 3} for train in (["head"], ["layers.2", "head"], ["layers.0"])] + [{"train": BLOCKS}]
 
 
-@pytest.mark.parametrize("saved", [0, 1, 2])
+@pytest.mark.parametrize("schedule", [GRADUAL, AGAIN], ids=["only thawed", "frozen again"])
 @pytest.mark.parametrize(
     ("make", "scale"),
     [
-        (partial(AdamWScheduleFree, lr=0.05, warmup_steps=2, weight_decay=0.1), 0.5),
+        (partial(AdamWScheduleFree, lr=0.05, warmup_steps=5, weight_decay=0.1), 0.5),
+        (partial(SGDScheduleFree, lr=0.05, warmup_steps=4), 0.5),
+        (partial(RAdamScheduleFree, lr=0.05), 0.5),
         (partial(Prodigy, lr=1.0, weight_decay=0.1), 1.0),
         (partial(torch.optim.ASGD, lr=0.1), 0.5),
+        (partial(KeepingTensors, lr=0.1), 0.5),
     ],
-    ids=["ScheduleFree", "Prodigy", "ASGD"],
+    ids=lambda value: value.func.__name__ if isinstance(value, partial) else "",
 )
-def test_what_it_keeps_in_groups_survives_phases_and_a_checkpoint(
-    make: Callable[..., Optimizer], scale: float, saved: int, tmp_path: Path
+def test_what_it_keeps_in_groups_survives_phases_and_a_checkpoint_after_any_update(
+    make: Callable[..., Optimizer], scale: float, schedule: Any, tmp_path: Path
 ) -> None:
+    batches = DataLoader([next(iter(loader()))] * 4, batch_size=None)  # type: ignore[arg-type]
+
     def run(*callbacks: Callback, **options: Any) -> dict[str, Tensor]:
         torch.manual_seed(0)
-        module = Net(make, dropout=0.0)
-        if make.func is AdamWScheduleFree:  # type: ignore[attr-defined]
-            module.on_train_start = lambda: module.trainer.optimizers[0].train()  # type: ignore[method-assign]
-        ours = [GradualUnfreezing("gradual"), DiscriminativeLR(scale, weight_decay_exempt=True)]
-        trainer(*ours, *callbacks, max_epochs=4).fit(module, loader(), **options)
+        module = Switching(make, dropout=0.0)
+        ours = [GradualUnfreezing(schedule), DiscriminativeLR(scale, weight_decay_exempt=True)]
+        trainer(*ours, *callbacks, max_epochs=4).fit(module, batches, **options)
         return tensors(module)
 
-    whole = run(SaveEpoch(saved, tmp_path / "saved.ckpt"))
-    resumed = run(ckpt_path=tmp_path / "saved.ckpt", weights_only=True)
-    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    whole = run(Save(tmp_path))
+    for step in range(1, 16):
+        resumed = run(ckpt_path=tmp_path / f"step{step}.ckpt", weights_only=True)
+        assert all(torch.equal(resumed[name], whole[name]) for name in whole), step
