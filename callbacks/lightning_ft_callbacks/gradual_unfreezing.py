@@ -138,7 +138,8 @@ class GradualUnfreezing(BlockCallback):
     ) -> None:
         """Go on to the next phase where this one is over."""
         assert self._fit is not None
-        if self._fit.advance(trainer.current_epoch, trainer.global_step):
+        trains = not trainer.fit_loop._skip_backward  # an epoch of SWA re-estimates statistics, and is no phase's
+        if trains and self._fit.advance(trainer.current_epoch, trainer.global_step):
             rank_zero_info(f"phase {self.phase}: training {', '.join(self.trained_blocks)}")
             self._apply(trainer, pl_module)
         self._fit.before_step()
