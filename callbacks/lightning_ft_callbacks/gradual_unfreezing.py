@@ -14,6 +14,7 @@ from lightning_ft_callbacks.block_callback import BlockCallback, at_full_rates
 from lightning_ft_callbacks.block_costs import costs_of_fit
 from lightning_ft_callbacks.blocks import BlockSpec
 from lightning_ft_callbacks.freeze_schedule import FreezeSchedule, ScheduleSpec, names_a_file
+from lightning_ft_callbacks.optimizers import check_scalable
 from lightning_ft_callbacks.phases.finetuning_scheduler import blocks_of
 from lightning_ft_callbacks.phases.phase_picture import PhasePicture
 from lightning_ft_callbacks.phases.phased_fit import PhasedFit
@@ -107,6 +108,8 @@ class GradualUnfreezing(BlockCallback):
         """
         super().on_fit_start(trainer, pl_module)
         assert self.block_map is not None
+        if self.ramp_steps:
+            check_scalable(trainer.optimizers, "ramp_steps")
         before = self._fit
         schedule = FreezeSchedule.of(self.schedule, self.block_map)
         self._fit = PhasedFit(

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch.nn import Parameter
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
+
+from lightning_ft_callbacks.optimizers import with_wrapped
 
 # the factor on a user's group's learning rate, given the block's name and that group
 Factor = Callable[[str, Mapping[str, Any]], float]
@@ -54,7 +56,7 @@ class BlockRates:
     count, an estimate) is there again at the next update, and in the user's group.
 
     Args:
-        optimizer: The optimizer.
+        optimizer: The optimizer, or one that wraps it.
         owners: The block's name of each parameter, by ``id``.
         factor: The factor of a block on a group's rate, asked at each update.
         exempt: The ``id`` of parameters without weight decay.
@@ -63,7 +65,7 @@ class BlockRates:
     def __init__(
         self, optimizer: Optimizer, owners: Mapping[int, str], factor: Factor, exempt: frozenset[int] = frozenset()
     ) -> None:
-        self.optimizer = optimizer
+        self.optimizer = with_wrapped(optimizer)[-1]
         self._owners = owners
         self._factor = factor
         self._exempt = exempt
@@ -106,7 +108,7 @@ class BlockRates:
     def rates(self) -> dict[str, dict[int, float]]:
         """Return the learning rate of the last update by block, and by the user's group where a block is in several.
 
-        Blocks without a trained parameter are left out.
+        Blocks without a trained parameter are left out, and those whose rates the optimizer sets itself.
         """
         rates: dict[str, dict[int, float]] = {}
         for block, group, rate in self._rates:
@@ -162,12 +164,11 @@ class BlockRates:
             if part.exempt:
                 given["weight_decay"] = 0.0
             views.append((part, factor, given, dict(given)))
-        self._rates = [(part.block, part.group, given["lr"]) for part, _, given, _ in views if part.block]
+        named = [(part.block, part.group, given["lr"]) for part, _, given, _ in views if part.block]
+        self._rates = [(block, group, rate) for block, group, rate in named if rate is not None]
         plain = all(factor == 1.0 and not part.exempt for part, factor, _, _ in views)
         if plain and not self._kept:
             return
-        if isinstance(self.optimizer, LBFGS):
-            raise ValueError("LBFGS takes a single parameter group, so its blocks cannot have rates of their own")
         self._users, self._views = users, views
         self.optimizer.param_groups = [view for *_, view in views]
 

@@ -12,11 +12,14 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from nets import Net, Save, Seen, loader, tensors, trainer
 from prodigyopt import Prodigy
 from schedulefree import AdamWScheduleFree, RAdamScheduleFree, SGDScheduleFree
+from timm.optim import Lookahead
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
+from transformers.optimization import Adafactor
 
-from lightning_ft_callbacks import DiscriminativeLR, GradualUnfreezing
+from lightning_ft_callbacks import DiscriminativeLR, GradualUnfreezing, LRFinder
+from lightning_ft_callbacks.optimizers import with_wrapped
 
 BLOCKS = ["layers.0", "layers.1", "layers.2", "head"]
 SCALES = {"layers.0": 0.125, "layers.1": 0.25, "layers.2": 0.5, "head": 1.0}
@@ -65,9 +68,42 @@ def fit_twice(make: Callable[..., Optimizer], lr: float, **options: Any) -> tupl
     return results[0], results[1]
 
 
+class SAM(Optimizer):
+    """Updates by gradients at weights a little way uphill, with another optimizer (arXiv:2010.01412)."""
+
+    def __init__(self, groups: Any, lr: float, rho: float = 0.05) -> None:
+        super().__init__(groups, {"lr": lr, "rho": rho})
+        self.base_optimizer = AdamW(self.param_groups, lr=lr)
+        self.param_groups = self.base_optimizer.param_groups
+
+    def step(self, closure: Any = None) -> Any:
+        """Update, with the gradients of one closure and then of another."""
+        loss = closure()
+        before = [[p.detach().clone() for p in group["params"]] for group in self.param_groups]
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.add_(parameter.grad, alpha=group["rho"])
+        closure()
+        with torch.no_grad():
+            for group, values in zip(self.param_groups, before, strict=True):
+                for parameter, value in zip(group["params"], values, strict=True):
+                    parameter.copy_(value)
+        self.base_optimizer.step()
+        return loss
+
+
+def looking_ahead(groups: Any, lr: float) -> Lookahead:
+    """Return AdamW within timm's wrapper, which steps back every other update."""
+    return Lookahead(AdamW(groups, lr=lr), k=2)
+
+
 @pytest.mark.parametrize(
     "make",
     [
+        looking_ahead,
+        SAM,
         partial(AdamWScheduleFree, warmup_steps=3),
         SGDScheduleFree,
         RAdamScheduleFree,
@@ -83,6 +119,50 @@ def fit_twice(make: Callable[..., Optimizer], lr: float, **options: Any) -> tupl
 def test_an_optimizer_updates_as_with_real_groups_bitwise(make: Callable[..., Optimizer]) -> None:
     ours, theirs = fit_twice(make, 0.05)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("make", [looking_ahead, SAM])
+def test_the_optimizer_within_another_keeps_nothing_of_frozen_blocks(make: Callable[..., Optimizer]) -> None:
+    module = Net(partial(make, lr=0.1))
+    schedule = [{"train": ["*"], "epochs": 1}, {"train": ["head"]}]
+    head = {id(parameter) for parameter in module.head.parameters()}
+
+    def kept(trainer: Any, _: Any) -> bool:
+        return all({id(p) for p in o.state} <= head for o in with_wrapped(trainer.optimizers[0]))
+
+    seen = Seen(kept)
+    trainer(GradualUnfreezing(schedule), seen, max_epochs=2).fit(module, loader())
+    assert seen.values == [False] * 4 + [True] * 4
+
+
+@pytest.mark.parametrize(
+    ("callback", "what"),
+    [
+        (lambda: DiscriminativeLR(0.5), "DiscriminativeLR"),
+        (lambda: GradualUnfreezing("lp_ft", ramp_steps=2), "ramp_steps"),
+        (lambda: LRFinder(), "LRFinder"),
+    ],
+    ids=["DiscriminativeLR", "ramp_steps", "LRFinder"],
+)
+def test_an_optimizer_that_sets_its_rates_itself_is_refused_with_the_remedy(callback: Any, what: str) -> None:
+    module = Net(partial(Adafactor, lr=None, relative_step=True, warmup_init=True))
+    before = tensors(module)
+    with pytest.raises(ValueError, match=rf"Adafactor sets its learning rates itself \(lr=None\), so {what} cannot"):
+        trainer(callback(), max_epochs=2).fit(module, loader())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tensors(module).items())
+
+
+def test_phases_need_no_rates_of_the_optimizer() -> None:
+    module = Net(partial(Adafactor, lr=None, relative_step=True, warmup_init=True), norm=False)
+    before = tensors(module)
+    unfreezing = GradualUnfreezing([{"train": ["head"], "epochs": 1}, {"train": ["layers.2", "head"]}])
+    trainer(unfreezing, DiscriminativeLR(1.0, weight_decay_exempt=True), max_epochs=2).fit(module, loader())
+    moved = {
+        name.rpartition(".")[0] for name, tensor in tensors(module).items() if not torch.equal(tensor, before[name])
+    }
+    assert moved == {"layers.2.0", "head"}
+    assert unfreezing.plan is not None
+    assert [phase.lrs for phase in unfreezing.plan.phases] == [None, None]
 
 
 @pytest.mark.parametrize("fused", [False, True])

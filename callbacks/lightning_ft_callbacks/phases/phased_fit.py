@@ -7,6 +7,7 @@ from lightning.pytorch import Trainer
 
 from lightning_ft_callbacks.blocks import BlockMap
 from lightning_ft_callbacks.freeze_schedule import FreezeSchedule
+from lightning_ft_callbacks.optimizers import with_wrapped
 from lightning_ft_callbacks.phases.best_weights import BestWeights
 from lightning_ft_callbacks.phases.freezing import Freezer
 from lightning_ft_callbacks.phases.lost_gradients import GradientWatch
@@ -54,7 +55,8 @@ class PhasedFit:
         if restore_best:
             check_metrics(schedule, trainer)
         check_reachable(trainer, schedule)
-        self._freezer = Freezer(block_map, trainer.optimizers, thaw_frozen=thaw_frozen)
+        optimizers = [each for optimizer in trainer.optimizers for each in with_wrapped(optimizer)]
+        self._freezer = Freezer(block_map, optimizers, thaw_frozen=thaw_frozen)
         self._freezer.check_trainable(self.trained)
         self._freezer.check_held(dict.fromkeys(name for names in self.trained for name in names))
         self._averages: WeightAverages | None = None
