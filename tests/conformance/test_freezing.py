@@ -1,5 +1,6 @@
 """Laws 3 and 4: what is frozen stands still, and what the user froze stays so."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +297,51 @@ def test_validate_before_fit_and_a_second_fit_work() -> None:
     assert callback.phase == 3
     trainer(callback, max_epochs=1).fit(Net(), loader())
     assert callback.phase == 0
+
+
+def test_a_second_fit_of_one_trainer_with_another_module_begins_with_the_first_phase() -> None:
+    callback = GradualUnfreezing()
+    seen = Seen(lambda *_: callback.phase)
+    fit = trainer(callback, seen, max_epochs=3)
+    fit.fit(Net(), loader())
+    fit.fit_loop.max_epochs = 5
+    fit.fit(Net(), loader())
+    assert seen.values[::4] == [0, 1, 2, 0, 1]
+
+
+def test_each_phase_is_told_in_the_plans_words_also_the_one_that_a_second_fit_goes_on_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("lightning_ft_callbacks.gradual_unfreezing.rank_zero_info", told.append)
+    callback = GradualUnfreezing()
+    fit = trainer(callback, max_epochs=3)
+    module = Net()
+    fit.fit(module, loader())
+    assert told == ["phase 1: training layers.2, head", "phase 2: training layers.1 to head"]
+    fit.fit_loop.max_epochs = 4
+    fit.fit(module, loader())
+    assert told[2:] == ["phase 2: training layers.1 to head", "phase 3: training all"]
+    assert [row[1] for row in callback.plan.rows()[2:]] == ["layers.2, head", "layers.1 to head", "all"]
+
+
+@pytest.mark.parametrize("found", ["train", "eval"])
+def test_modules_in_eval_mode_are_spoken_of_where_the_user_and_not_freezing_put_them_so(
+    found: str, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("lightning_ft_callbacks.gradual_unfreezing.rank_zero_info", told.append)
+    module = Net()
+    module.layers.train(found == "train")
+    filters = list(warnings.filters)
+    trainer(GradualUnfreezing([{"train": ["head"], "epochs": 1}, {"train": ["layers.2", "head"]}]), max_epochs=2).fit(
+        module, loader()
+    )
+    assert not [warning for warning in recwarn if "in eval mode" in str(warning.message)]
+    assert list(warnings.filters) == filters
+    assert ["modules of trained blocks were in eval mode" in line for line in told] == (
+        [False] if found == "train" else [True, False]
+    )
 
 
 def test_a_reentrant_checkpoint_above_a_frozen_part_is_refused() -> None:
