@@ -8,6 +8,8 @@ from typing import Any
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from lightning_ft_callbacks.optimizers import with_wrapped
+
 # rates that a schedule puts into a group, torch's and timm's
 IN_GROUPS = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 # and those that it keeps itself: factors on these change its whole course by the same factor
@@ -24,12 +26,13 @@ def group_peaks(trainer: Trainer) -> dict[int, float]:
         trainer: The trainer, in a fit.
 
     Returns:
-        Rates by the ``id`` of a group's list of parameters.
+        Rates by the ``id`` of a group's list of parameters, but for groups whose rates the optimizer sets itself.
     """
     peaks = {
         id(group["params"]): float(group.get("max_lr", group.get("initial_lr", group["lr"])))
         for optimizer in trainer.optimizers
         for group in optimizer.param_groups
+        if group["lr"] is not None
     }
     for config in trainer.lr_scheduler_configs:
         schedule: Any = config.scheduler
@@ -48,11 +51,11 @@ class TrialRates:
 
     def __init__(self, trainer: Trainer) -> None:
         peaks = group_peaks(trainer)
+        self._optimizers = [with_wrapped(optimizer)[-1] for optimizer in trainer.optimizers]
         self._groups = {
             id(optimizer): [(group, peaks[id(group["params"])]) for group in optimizer.param_groups]
-            for optimizer in trainer.optimizers
+            for optimizer in self._optimizers
         }
-        self._optimizers = trainer.optimizers
         self._schedules: list[Any] = [config.scheduler for config in trainer.lr_scheduler_configs]
         self._set: dict[int, list[float]] = {}
         self._factor = 1.0

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_ft_callbacks.base_rates import group_peaks
 from lightning_ft_callbacks.blocks import BlockMap, BlockSpec
+from lightning_ft_callbacks.optimizers import check_has_rates
 from lightning_ft_callbacks.param_groups import BlockRates
 from lightning_ft_callbacks.strategies import before_late_restore, check_strategy, leave_restoring
 
@@ -113,9 +114,11 @@ class BlockCallback(Callback):
         rates: dict[str, float] = {}
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
+                if (peak := peaks.get(id(group["params"]))) is None:
+                    continue
                 for block in {owners[id(p)] for p in group["params"] if id(p) in owners}:
                     factor = prod(callback.rate_factor(block, group) for callback in _all(trainer))
-                    rates[block] = max(rates.get(block, 0.0), peaks[id(group["params"])] * factor)
+                    rates[block] = max(rates.get(block, 0.0), peak * factor)
         return rates
 
     def on_train_batch_end(
@@ -212,8 +215,9 @@ def reference_rate(trainer: Trainer) -> float:
     """Return the highest rate of all blocks and groups at the schedule's peak, which that of scale 1 has.
 
     Raises:
-        ValueError: If it is 0, so that no factor changes it.
+        ValueError: If it is 0, so that no factor changes it, or an optimizer sets its rates itself.
     """
+    check_has_rates(trainer.optimizers, "LRFinder")
     callbacks = _all(trainer)
     rates = (callbacks[0].peak_rates(trainer) if callbacks else group_peaks(trainer)).values()
     highest = max(rates, default=0.0)

@@ -5,11 +5,11 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from torch.optim import LBFGS
 
 from lightning_ft_callbacks.base_rates import group_peaks
 from lightning_ft_callbacks.block_callback import BlockCallback
 from lightning_ft_callbacks.blocks import BlockSpec
+from lightning_ft_callbacks.optimizers import check_scalable
 from lightning_ft_callbacks.weight_decay import decay_exempt
 
 DECAY = 0.8
@@ -84,8 +84,8 @@ class DiscriminativeLR(BlockCallback):
         if self.high is not None and 0.0 in self._peaks.values():
             raise ValueError("high has no effect on an optimizer whose lr is 0")
         differ = self.high is not None or any(scale != 1.0 for scale in self._scale.values())
-        if differ and any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
-            raise ValueError("LBFGS takes a single parameter group, so its blocks cannot have rates of their own")
+        if differ:
+            check_scalable(trainer.optimizers, "DiscriminativeLR")
         if self.weight_decay_exempt and not any("weight_decay" in o.defaults for o in trainer.optimizers):
             raise ValueError("weight_decay_exempt=True has no effect: no optimizer has a weight_decay")
 

@@ -1,6 +1,5 @@
 """GradualUnfreezing: train few blocks first, and more of them phase by phase."""
 
-import warnings
 from collections.abc import Mapping
 from math import nan
 from pathlib import Path
@@ -14,6 +13,8 @@ from lightning_ft_callbacks.block_callback import BlockCallback, at_full_rates
 from lightning_ft_callbacks.block_costs import costs_of_fit
 from lightning_ft_callbacks.blocks import BlockSpec
 from lightning_ft_callbacks.freeze_schedule import FreezeSchedule, ScheduleSpec, names_a_file
+from lightning_ft_callbacks.optimizers import check_scalable
+from lightning_ft_callbacks.phases.eval_mode_hint import EvalModeHint
 from lightning_ft_callbacks.phases.finetuning_scheduler import blocks_of
 from lightning_ft_callbacks.phases.phase_picture import PhasePicture
 from lightning_ft_callbacks.phases.phased_fit import PhasedFit
@@ -67,6 +68,7 @@ class GradualUnfreezing(BlockCallback):
         self.plan: FineTuningPlan | None = None
         self._fit: PhasedFit | None = None
         self._picture: PhasePicture | None = None
+        self._hint = EvalModeHint()
         self._outputs: Any = None
         self._restored: dict[str, Any] | None = None
 
@@ -107,6 +109,8 @@ class GradualUnfreezing(BlockCallback):
         """
         super().on_fit_start(trainer, pl_module)
         assert self.block_map is not None
+        if self.ramp_steps:
+            check_scalable(trainer.optimizers, "ramp_steps")
         before = self._fit
         schedule = FreezeSchedule.of(self.schedule, self.block_map)
         self._fit = PhasedFit(
@@ -117,16 +121,17 @@ class GradualUnfreezing(BlockCallback):
             self._go_on()
         elif before is not None and trainer.global_step > 0:
             self._fit.go_on_after(before)
-        if self._fit.found_training:
-            # Lightning's hint is meant for modules that somebody forgot in eval mode, and there is none
-            warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
         self._show_plan(trainer, pl_module, schedule)
+        if self.phase > 0:
+            self._tell_phase()
         self._apply(trainer, pl_module)
+        self._hint.silence()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let go of optimizer state of frozen parameters that a checkpoint of another schedule, or of none, had."""
         super().on_train_start(trainer, pl_module)
         assert self._fit is not None
+        self._hint.release()
         self._fit.drop_states()
 
     def on_train_batch_start(
@@ -138,10 +143,20 @@ class GradualUnfreezing(BlockCallback):
     ) -> None:
         """Go on to the next phase where this one is over."""
         assert self._fit is not None
-        if self._fit.advance(trainer.current_epoch, trainer.global_step):
-            rank_zero_info(f"phase {self.phase}: training {', '.join(self.trained_blocks)}")
+        trains = not trainer.fit_loop._skip_backward  # an epoch of SWA re-estimates statistics, and is no phase's
+        if trains and self._fit.advance(trainer.current_epoch, trainer.global_step):
+            self._tell_phase()
             self._apply(trainer, pl_module)
         self._fit.before_step()
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:  # noqa: ARG002
+        """Refuse a loss that depends on nothing that the phase trains, as that of a frozen part of a GAN.
+
+        Raises:
+            RuntimeError: If so, with the remedy.
+        """
+        if self._fit is not None:
+            self._fit.before_backward(loss)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Make sure, once in a phase, that gradients reach what is trained."""
@@ -208,12 +223,16 @@ class GradualUnfreezing(BlockCallback):
         super().load_state_dict(state_dict)
         self._restored = state_dict if "progress" in state_dict else None
         if self._restored is not None and self._fit is not None and (trainer := self._fit.trainer) is not None:
+            before = self.phase
             self._go_on()
+            if self.phase != before:
+                self._tell_phase()
             self._apply(trainer, trainer.lightning_module)
 
     def _show_plan(self, trainer: Trainer, module: LightningModule, schedule: FreezeSchedule) -> None:
         """Print what each phase will train; costs are counted on all ranks, because a step may wait for the others."""
         assert self.block_map is not None
+        assert self._fit is not None
         epochs, steps_per_epoch = fit_length(trainer)
         with at_full_rates(trainer):
             rates = self.peak_rates(trainer)
@@ -230,6 +249,13 @@ class GradualUnfreezing(BlockCallback):
         )
         if trainer.is_global_zero:
             self.plan.show()
+        for note in self._fit.notes:
+            rank_zero_info(note)
+
+    def _tell_phase(self) -> None:
+        """Print what the phase trains, in the plan's words."""
+        assert self.plan is not None
+        rank_zero_info(f"phase {self.phase}: training {self.plan.described(self.trained_blocks)}")
 
     def _go_on(self) -> None:
         """Take up the checkpoint's phase."""
@@ -250,6 +276,7 @@ class GradualUnfreezing(BlockCallback):
                 told(trainer, module, self.phase)
 
     def _release(self) -> None:
+        self._hint.release()
         if self._fit is not None:
             self._fit.release()
 

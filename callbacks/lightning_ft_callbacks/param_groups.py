@@ -1,12 +1,14 @@
 """BlockRates: an optimizer's parameter groups, split by block while it applies an update."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch.nn import Parameter
-from torch.optim import LBFGS, Optimizer
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
+
+from lightning_ft_callbacks.optimizers import with_wrapped
 
 # the factor on a user's group's learning rate, given the block's name and that group
 Factor = Callable[[str, Mapping[str, Any]], float]
@@ -22,12 +24,27 @@ class _Part:
     parameters: list[Parameter]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Kept:
-    """What an optimizer wrote into the part of a block, and what it then was in the user's group."""
+    """What an optimizer wrote into the part of a block, and what it then was in the user's group.
 
-    own: dict[str, Any] = field(default_factory=dict)
-    shared: dict[str, Any] | None = None
+    From a checkpoint ``shared`` is None until the next update, because a group's tensors are other ones then.
+    """
+
+    own: dict[str, Any]
+    shared: dict[str, Any] | None
+
+    @classmethod
+    def with_group(cls, own: Mapping[str, Any], group: Mapping[str, Any]) -> "_Kept":
+        """Return it as of an update, when the user's group has got its values too."""
+        return cls(dict(own), {key: group.get(key) for key in own})
+
+    def still(self, group: Mapping[str, Any]) -> "_Kept":
+        """Return it without what somebody has changed in the user's group since."""
+        if self.shared is None:
+            return self.with_group(self.own, group)
+        own = {key: value for key, value in self.own.items() if _same(group.get(key), self.shared[key])}
+        return _Kept(own, self.shared)
 
 
 class BlockRates:
@@ -39,7 +56,7 @@ class BlockRates:
     count, an estimate) is there again at the next update, and in the user's group.
 
     Args:
-        optimizer: The optimizer.
+        optimizer: The optimizer, or one that wraps it.
         owners: The block's name of each parameter, by ``id``.
         factor: The factor of a block on a group's rate, asked at each update.
         exempt: The ``id`` of parameters without weight decay.
@@ -48,7 +65,7 @@ class BlockRates:
     def __init__(
         self, optimizer: Optimizer, owners: Mapping[int, str], factor: Factor, exempt: frozenset[int] = frozenset()
     ) -> None:
-        self.optimizer = optimizer
+        self.optimizer = with_wrapped(optimizer)[-1]
         self._owners = owners
         self._factor = factor
         self._exempt = exempt
@@ -91,7 +108,7 @@ class BlockRates:
     def rates(self) -> dict[str, dict[int, float]]:
         """Return the learning rate of the last update by block, and by the user's group where a block is in several.
 
-        Blocks without a trained parameter are left out.
+        Blocks without a trained parameter are left out, and those whose rates the optimizer sets itself.
         """
         rates: dict[str, dict[int, float]] = {}
         for block, group, rate in self._rates:
@@ -100,11 +117,15 @@ class BlockRates:
 
     def state_dict(self) -> list[tuple[int, str, bool, dict[str, Any]]]:
         """Return what the optimizer wrote for single blocks, for a checkpoint."""
-        return [(*key, dict(kept.own)) for key, kept in self._kept.items() if kept.own]
+        kept = self._still_kept(self.optimizer.param_groups if self._users is None else self._users)
+        return [(*key, dict(kept.own)) for key, kept in kept.items()]
 
     def load_state_dict(self, state: list[tuple[int, str, bool, dict[str, Any]]]) -> None:
         """Take what ``state_dict`` returned."""
-        self._kept = {(group, block, exempt): _Kept(dict(own)) for group, block, exempt, own in state}
+        num_groups = len(self.optimizer.param_groups)  # one that is missing is the optimizer's to complain of
+        self._kept = {
+            (group, block, exempt): _Kept(dict(own), None) for group, block, exempt, own in state if group < num_groups
+        }
 
     def _before_step(
         self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -129,24 +150,25 @@ class BlockRates:
         if self._users is not None:  # a step that calls its parent class's step splits once
             return
         users = self.optimizer.param_groups
+        self._kept = self._still_kept(users)
         views = []
         for part in self._parts_of(users):
             group = users[part.group]
             if all(parameter.grad is None for parameter in part.parameters):
                 continue
             factor = self._factor(part.block, group)
-            given = {**group, **self._own(part, group), "params": part.parameters}
+            kept = self._kept.get((part.group, part.block, part.exempt))
+            given = {**group, **(kept.own if kept else {}), "params": part.parameters}
             if factor != 1.0:
                 given["lr"] = group["lr"] * factor
             if part.exempt:
                 given["weight_decay"] = 0.0
             views.append((part, factor, given, dict(given)))
-        self._rates = [(part.block, part.group, given["lr"]) for part, _, given, _ in views if part.block]
+        named = [(part.block, part.group, given["lr"]) for part, _, given, _ in views if part.block]
+        self._rates = [(block, group, rate) for block, group, rate in named if rate is not None]
         plain = all(factor == 1.0 and not part.exempt for part, factor, _, _ in views)
         if plain and not self._kept:
             return
-        if isinstance(self.optimizer, LBFGS):
-            raise ValueError("LBFGS takes a single parameter group, so its blocks cannot have rates of their own")
         self._users, self._views = users, views
         self.optimizer.param_groups = [view for *_, view in views]
 
@@ -163,14 +185,10 @@ class BlockRates:
             self._shape = shape
         return self._parts
 
-    def _own(self, part: _Part, group: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the optimizer wrote into a part, but for what somebody has changed in the user's group since."""
-        kept = self._kept.get((part.group, part.block, part.exempt))
-        if kept is None:
-            return {}
-        if kept.shared is None:
-            kept.shared = {key: group.get(key) for key in kept.own}
-        return {key: value for key, value in kept.own.items() if _same(group.get(key), kept.shared[key])}
+    def _still_kept(self, users: list[dict[str, Any]]) -> dict[tuple[int, str, bool], _Kept]:
+        """Return what the optimizer wrote into parts, frozen ones too, and nobody has changed in a group since."""
+        still = {key: kept.still(users[key[0]]) for key, kept in self._kept.items()}
+        return {key: kept for key, kept in still.items() if kept.own}
 
     def _carry_over(
         self,
@@ -194,12 +212,9 @@ class BlockRates:
             group.update(written)
             if not _same(view["lr"], given["lr"]):
                 group["lr"] = view["lr"] / factor
-        kept = self._kept.get((part.group, part.block, part.exempt))
-        if written:
-            kept = self._kept.setdefault((part.group, part.block, part.exempt), _Kept())
-            kept.own.update(written)
-        if kept is not None:
-            kept.shared = {key: group.get(key) for key in kept.own}
+        key = (part.group, part.block, part.exempt)
+        if own := (self._kept[key].own if key in self._kept else {}) | written:
+            self._kept[key] = _Kept.with_group(own, group)
 
 
 def _same(one: Any, other: Any) -> bool:

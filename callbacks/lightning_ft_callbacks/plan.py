@@ -143,7 +143,7 @@ class FineTuningPlan:
             rows.append(
                 (
                     str(number),
-                    self._described(phase.trained),
+                    self.described(phase.trained),
                     f"{phase.num_parameters:,} ({phase.share:.1%})",
                     rate,
                     "never" if phase.start is None else f"epoch {phase.start:g}",
@@ -195,8 +195,12 @@ class FineTuningPlan:
         for note in self.notes():
             console.print(note)
 
-    def _described(self, trained: tuple[str, ...]) -> str:
-        """Return blocks in few words: all, or the ends of a run of neighbours."""
+    def described(self, trained: tuple[str, ...]) -> str:
+        """Return blocks in few words: all, or the ends of a run of neighbours.
+
+        Args:
+            trained: The blocks' names, input first.
+        """
         if trained == self.names:
             return "all"
         first = self.names.index(trained[0])

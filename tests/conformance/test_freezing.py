@@ -1,18 +1,19 @@
 """Laws 3 and 4: what is frozen stands still, and what the user froze stays so."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from nets import Net, Seen, loader, tensors, trainer
 from torch import nn
 from torch.optim import SGD
 from torch.utils.checkpoint import checkpoint
 
-from lightning_ft_callbacks import BlockMap, DiscriminativeLR, GradualUnfreezing
+from lightning_ft_callbacks import BlockMap, DiscriminativeLR, FreezeSchedule, GradualUnfreezing
 from lightning_ft_callbacks.phases.best_weights import BestWeights
 from lightning_ft_callbacks.phases.freezing import Freezer
 
@@ -103,12 +104,16 @@ def test_tied_weights_freeze_and_thaw_whichever_is_registered_first() -> None:
 
 @pytest.mark.parametrize("averaging", [StochasticWeightAveraging, EMAWeightAveraging])
 @pytest.mark.parametrize("ours_first", [True, False])
-def test_averaging_callbacks_leave_frozen_blocks_unchanged(averaging: Any, ours_first: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("schedule", [HEAD_ONLY, [{"train": ["layers.2"], "epochs": 2}, {"train": ["head"]}]], ids=len)
+def test_averaging_callbacks_leave_blocks_unchanged_that_no_phase_trains(
+    averaging: Any, ours_first: bool, schedule: Any, tmp_path: Path
+) -> None:
     module = Net()
     for _ in range(2):
         module(torch.randn(8, 6))  # statistics that are not a new norm's
-    before = frozen_part(module)
-    callbacks = [GradualUnfreezing(HEAD_ONLY), DiscriminativeLR(0.5)]
+    trained = {pattern for phase in schedule for pattern in phase["train"]}
+    before = {name: t for name, t in frozen_part(module).items() if not name.startswith(tuple(trained))}
+    callbacks = [GradualUnfreezing(schedule), DiscriminativeLR(0.5)]
     swa = averaging is StochasticWeightAveraging
     other = [averaging(swa_lrs=0.05, swa_epoch_start=0.4) if swa else averaging(decay=0.9)]
     head = module.head.weight.detach().clone()
@@ -119,6 +124,38 @@ def test_averaging_callbacks_leave_frozen_blocks_unchanged(averaging: Any, ours_
     after = frozen_part(module)
     assert all(torch.equal(after[name], before[name]) and torch.equal(saved[name], before[name]) for name in before)
     assert not torch.equal(module.head.weight, head)
+
+
+UNBEATEN = {"monitor": "val/loss", "patience": 1, "min_delta": 100.0}
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+@pytest.mark.parametrize("restore_best", [True, False])
+@pytest.mark.parametrize("end", [{"plateau": UNBEATEN}, {"epochs": 2}, {"steps": 8}], ids=str)
+def test_a_phase_that_ends_with_the_fit_leaves_the_averages_and_what_was_never_trained(
+    end: dict[str, Any], restore_best: bool, ours_first: bool, tmp_path: Path
+) -> None:
+    module = Net()
+    for _ in range(2):
+        module(torch.randn(8, 6))
+    before = frozen_part(module)
+    phases = FreezeSchedule.from_dict({"phases": [{"train": ["head"], **end}, {"train": ["*"]}]}).phases
+    schedule = FreezeSchedule(phases, preset="which may be longer than the fit")
+    unfreezing = GradualUnfreezing(schedule, restore_best=restore_best)
+    averaging = StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=1, annealing_epochs=1)
+    best = ModelCheckpoint(tmp_path, monitor="val/loss")
+    callbacks = [unfreezing, averaging] if ours_first else [averaging, unfreezing]
+    heads = Seen(lambda *_: tensors(module.head))
+    trainer(*callbacks, heads, best, max_epochs=2, num_sanity_val_steps=0, enable_checkpointing=True).fit(
+        module, loader(), loader()
+    )
+    assert len(heads.values) == 3 * 4  # the third epoch is SWA's
+    assert unfreezing.phase == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in frozen_part(module).items())
+    average = averaging._average_model
+    assert average is not None
+    assert torch.equal(module.head.weight, average.head.weight)
+    assert not torch.equal(module.head.weight, heads.values[7]["weight"])
 
 
 def test_what_a_phase_freezes_again_loses_its_optimizer_state_and_moves_no_more() -> None:
@@ -260,6 +297,51 @@ def test_validate_before_fit_and_a_second_fit_work() -> None:
     assert callback.phase == 3
     trainer(callback, max_epochs=1).fit(Net(), loader())
     assert callback.phase == 0
+
+
+def test_a_second_fit_of_one_trainer_with_another_module_begins_with_the_first_phase() -> None:
+    callback = GradualUnfreezing()
+    seen = Seen(lambda *_: callback.phase)
+    fit = trainer(callback, seen, max_epochs=3)
+    fit.fit(Net(), loader())
+    fit.fit_loop.max_epochs = 5
+    fit.fit(Net(), loader())
+    assert seen.values[::4] == [0, 1, 2, 0, 1]
+
+
+def test_each_phase_is_told_in_the_plans_words_also_the_one_that_a_second_fit_goes_on_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("lightning_ft_callbacks.gradual_unfreezing.rank_zero_info", told.append)
+    callback = GradualUnfreezing()
+    fit = trainer(callback, max_epochs=3)
+    module = Net()
+    fit.fit(module, loader())
+    assert told == ["phase 1: training layers.2, head", "phase 2: training layers.1 to head"]
+    fit.fit_loop.max_epochs = 4
+    fit.fit(module, loader())
+    assert told[2:] == ["phase 2: training layers.1 to head", "phase 3: training all"]
+    assert [row[1] for row in callback.plan.rows()[2:]] == ["layers.2, head", "layers.1 to head", "all"]
+
+
+@pytest.mark.parametrize("found", ["train", "eval"])
+def test_modules_in_eval_mode_are_spoken_of_where_the_user_and_not_freezing_put_them_so(
+    found: str, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr("lightning_ft_callbacks.gradual_unfreezing.rank_zero_info", told.append)
+    module = Net()
+    module.layers.train(found == "train")
+    filters = list(warnings.filters)
+    trainer(GradualUnfreezing([{"train": ["head"], "epochs": 1}, {"train": ["layers.2", "head"]}]), max_epochs=2).fit(
+        module, loader()
+    )
+    assert not [warning for warning in recwarn if "in eval mode" in str(warning.message)]
+    assert list(warnings.filters) == filters
+    assert ["modules of trained blocks were in eval mode" in line for line in told] == (
+        [False] if found == "train" else [True, False]
+    )
 
 
 def test_a_reentrant_checkpoint_above_a_frozen_part_is_refused() -> None:

@@ -7,16 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
-from nets import Net, Seen, loader, tensors, trainer
+from nets import Net, Save, Seen, loader, tensors, trainer
 from prodigyopt import Prodigy
 from schedulefree import AdamWScheduleFree, RAdamScheduleFree, SGDScheduleFree
+from timm.optim import Lookahead
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
+from torch.utils.data import DataLoader
+from transformers.optimization import Adafactor
 
-from lightning_ft_callbacks import DiscriminativeLR, GradualUnfreezing
+from lightning_ft_callbacks import DiscriminativeLR, GradualUnfreezing, LRFinder
+from lightning_ft_callbacks.optimizers import with_wrapped
 
+BLOCKS = ["layers.0", "layers.1", "layers.2", "head"]
 SCALES = {"layers.0": 0.125, "layers.1": 0.25, "layers.2": 0.5, "head": 1.0}
 
 
@@ -63,9 +68,42 @@ def fit_twice(make: Callable[..., Optimizer], lr: float, **options: Any) -> tupl
     return results[0], results[1]
 
 
+class SAM(Optimizer):
+    """Updates by gradients at weights a little way uphill, with another optimizer (arXiv:2010.01412)."""
+
+    def __init__(self, groups: Any, lr: float, rho: float = 0.05) -> None:
+        super().__init__(groups, {"lr": lr, "rho": rho})
+        self.base_optimizer = AdamW(self.param_groups, lr=lr)
+        self.param_groups = self.base_optimizer.param_groups
+
+    def step(self, closure: Any = None) -> Any:
+        """Update, with the gradients of one closure and then of another."""
+        loss = closure()
+        before = [[p.detach().clone() for p in group["params"]] for group in self.param_groups]
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.add_(parameter.grad, alpha=group["rho"])
+        closure()
+        with torch.no_grad():
+            for group, values in zip(self.param_groups, before, strict=True):
+                for parameter, value in zip(group["params"], values, strict=True):
+                    parameter.copy_(value)
+        self.base_optimizer.step()
+        return loss
+
+
+def looking_ahead(groups: Any, lr: float) -> Lookahead:
+    """Return AdamW within timm's wrapper, which steps back every other update."""
+    return Lookahead(AdamW(groups, lr=lr), k=2)
+
+
 @pytest.mark.parametrize(
     "make",
     [
+        looking_ahead,
+        SAM,
         partial(AdamWScheduleFree, warmup_steps=3),
         SGDScheduleFree,
         RAdamScheduleFree,
@@ -81,6 +119,50 @@ def fit_twice(make: Callable[..., Optimizer], lr: float, **options: Any) -> tupl
 def test_an_optimizer_updates_as_with_real_groups_bitwise(make: Callable[..., Optimizer]) -> None:
     ours, theirs = fit_twice(make, 0.05)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("make", [looking_ahead, SAM])
+def test_the_optimizer_within_another_keeps_nothing_of_frozen_blocks(make: Callable[..., Optimizer]) -> None:
+    module = Net(partial(make, lr=0.1))
+    schedule = [{"train": ["*"], "epochs": 1}, {"train": ["head"]}]
+    head = {id(parameter) for parameter in module.head.parameters()}
+
+    def kept(trainer: Any, _: Any) -> bool:
+        return all({id(p) for p in o.state} <= head for o in with_wrapped(trainer.optimizers[0]))
+
+    seen = Seen(kept)
+    trainer(GradualUnfreezing(schedule), seen, max_epochs=2).fit(module, loader())
+    assert seen.values == [False] * 4 + [True] * 4
+
+
+@pytest.mark.parametrize(
+    ("callback", "what"),
+    [
+        (lambda: DiscriminativeLR(0.5), "DiscriminativeLR"),
+        (lambda: GradualUnfreezing("lp_ft", ramp_steps=2), "ramp_steps"),
+        (lambda: LRFinder(), "LRFinder"),
+    ],
+    ids=["DiscriminativeLR", "ramp_steps", "LRFinder"],
+)
+def test_an_optimizer_that_sets_its_rates_itself_is_refused_with_the_remedy(callback: Any, what: str) -> None:
+    module = Net(partial(Adafactor, lr=None, relative_step=True, warmup_init=True))
+    before = tensors(module)
+    with pytest.raises(ValueError, match=rf"Adafactor sets its learning rates itself \(lr=None\), so {what} cannot"):
+        trainer(callback(), max_epochs=2).fit(module, loader())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tensors(module).items())
+
+
+def test_phases_need_no_rates_of_the_optimizer() -> None:
+    module = Net(partial(Adafactor, lr=None, relative_step=True, warmup_init=True), norm=False)
+    before = tensors(module)
+    unfreezing = GradualUnfreezing([{"train": ["head"], "epochs": 1}, {"train": ["layers.2", "head"]}])
+    trainer(unfreezing, DiscriminativeLR(1.0, weight_decay_exempt=True), max_epochs=2).fit(module, loader())
+    moved = {
+        name.rpartition(".")[0] for name, tensor in tensors(module).items() if not torch.equal(tensor, before[name])
+    }
+    assert moved == {"layers.2.0", "head"}
+    assert unfreezing.plan is not None
+    assert [phase.lrs for phase in unfreezing.plan.phases] == [None, None]
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -138,39 +220,51 @@ def test_an_optimizer_that_takes_one_rate_alone_says_so_itself() -> None:
     assert [len(group["params"]) for group in fit.optimizers[0].param_groups] == [14]
 
 
-class SaveEpoch(Callback):
-    """Saves at the end of an epoch."""
+class KeepingTensors(torch.optim.SGD):
+    """Keeps a count, and a tensor that it makes anew at each update, in its groups."""
 
-    def __init__(self, epoch: int, path: Path) -> None:
-        self.epoch, self.path = epoch, path
+    def step(self, closure: Any = None) -> Any:
+        loss = closure()
+        for group in self.param_groups:
+            group["k"] = group.get("k", 0) + 1
+            group["mean"] = 0.9 * group.get("mean", torch.zeros(())) + group["lr"]
+            with torch.no_grad():
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.add_(parameter.grad, alpha=-float(group["mean"]) / group["k"])
+        return loss
 
-    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.current_epoch == self.epoch:
-            trainer.save_checkpoint(self.path)
+
+GRADUAL = [{"train": BLOCKS[lowest:], "steps": 3} for lowest in (3, 2, 1)] + [{"train": BLOCKS}]
+AGAIN = [{"train": train, "steps": 3} for train in (["head"], ["layers.2", "head"], ["layers.0"])] + [{"train": BLOCKS}]
 
 
-@pytest.mark.parametrize("saved", [0, 1, 2])
+@pytest.mark.parametrize("schedule", [GRADUAL, AGAIN], ids=["only thawed", "frozen again"])
 @pytest.mark.parametrize(
     ("make", "scale"),
     [
-        (partial(AdamWScheduleFree, lr=0.05, warmup_steps=2, weight_decay=0.1), 0.5),
+        (partial(AdamWScheduleFree, lr=0.05, warmup_steps=5, weight_decay=0.1), 0.5),
+        (partial(SGDScheduleFree, lr=0.05, warmup_steps=4), 0.5),
+        (partial(RAdamScheduleFree, lr=0.05), 0.5),
         (partial(Prodigy, lr=1.0, weight_decay=0.1), 1.0),
         (partial(torch.optim.ASGD, lr=0.1), 0.5),
+        (partial(KeepingTensors, lr=0.1), 0.5),
     ],
-    ids=["ScheduleFree", "Prodigy", "ASGD"],
+    ids=lambda value: value.func.__name__ if isinstance(value, partial) else "",
 )
-def test_what_it_keeps_in_groups_survives_phases_and_a_checkpoint(
-    make: Callable[..., Optimizer], scale: float, saved: int, tmp_path: Path
+def test_what_it_keeps_in_groups_survives_phases_and_a_checkpoint_after_any_update(
+    make: Callable[..., Optimizer], scale: float, schedule: Any, tmp_path: Path
 ) -> None:
+    batches = DataLoader([next(iter(loader()))] * 4, batch_size=None)  # type: ignore[arg-type]
+
     def run(*callbacks: Callback, **options: Any) -> dict[str, Tensor]:
         torch.manual_seed(0)
-        module = Net(make, dropout=0.0)
-        if make.func is AdamWScheduleFree:  # type: ignore[attr-defined]
-            module.on_train_start = lambda: module.trainer.optimizers[0].train()  # type: ignore[method-assign]
-        ours = [GradualUnfreezing("gradual"), DiscriminativeLR(scale, weight_decay_exempt=True)]
-        trainer(*ours, *callbacks, max_epochs=4).fit(module, loader(), **options)
+        module = Switching(make, dropout=0.0)
+        ours = [GradualUnfreezing(schedule), DiscriminativeLR(scale, weight_decay_exempt=True)]
+        trainer(*ours, *callbacks, max_epochs=4).fit(module, batches, **options)
         return tensors(module)
 
-    whole = run(SaveEpoch(saved, tmp_path / "saved.ckpt"))
-    resumed = run(ckpt_path=tmp_path / "saved.ckpt", weights_only=True)
-    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    whole = run(Save(tmp_path))
+    for step in range(1, 16):
+        resumed = run(ckpt_path=tmp_path / f"step{step}.ckpt", weights_only=True)
+        assert all(torch.equal(resumed[name], whole[name]) for name in whole), step

@@ -34,7 +34,8 @@ def written(folder: Path) -> list[Weights]:
 def one_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Weights]:
     folder = tmp_path_factory.mktemp("one")
     return {
-        strategy: weights(strategy, folder / strategy)[0] for strategy in ("one", "one_two_optimizers", "one_lr_finder")
+        strategy: weights(strategy, folder / strategy)[0]
+        for strategy in ("one", "one_two_optimizers", "one_lr_finder", "one_best")
     }
 
 
@@ -47,6 +48,17 @@ def test_two_ranks_agree_bitwise_and_equal_one_process(
     first, second = weights(strategy, tmp_path / "out")
     assert all(torch.equal(first[name], second[name]) for name in first)
     for name, tensor in one_process["one_two_optimizers" if "optimizers" in strategy else "one"].items():
+        torch.testing.assert_close(first[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["best", "best_fsdp2"])
+def test_two_ranks_end_each_phase_with_the_best_weights_of_one_process(
+    strategy: str, one_process: dict[str, Weights], tmp_path: Path
+) -> None:
+    first, second = weights(strategy, tmp_path / "out")
+    assert first["phase"] == 2
+    for name, tensor in one_process["one_best"].items():
+        assert torch.equal(first[name], second[name]), name
         torch.testing.assert_close(first[name], tensor, rtol=1e-4, atol=1e-5)
 
 
@@ -88,8 +100,11 @@ def test_two_ranks_resumed_after_any_batch_and_any_epoch_end_as_ranks_never_stop
             assert name in skipped or all(torch.equal(mine[key], theirs[key]) for key in mine), name
 
 
-def test_shards_resumed_end_as_shards_never_stopped_though_callbacks_are_restored_late(tmp_path: Path) -> None:
-    whole = weights("saved_fsdp2", tmp_path / "out")
+@pytest.mark.parametrize("strategy", ["saved_fsdp2", "saved_best", "saved_best_fsdp2"])
+def test_ranks_resumed_end_as_ranks_never_stopped_though_best_weights_and_shards_are_restored(
+    strategy: str, tmp_path: Path
+) -> None:
+    whole = weights(strategy, tmp_path / "out")
     resumed = {name: written(tmp_path / "out" / name) for name in ("step5", "step7", "step18")}
     for name, ranks in resumed.items():
         for mine, theirs in zip(whole, ranks, strict=True):

@@ -155,6 +155,30 @@ def test_what_an_optimizer_writes_into_a_group_is_found_again() -> None:
     assert fit.optimizers[0].param_groups[0]["k"] == 8
 
 
+def test_a_block_goes_on_with_the_group_where_that_was_written_to_while_it_was_frozen() -> None:
+    class Counting(SGD):
+        def step(self, closure: Any = None) -> Any:
+            loss = closure()
+            for group in self.param_groups:
+                group["k"] = group.get("k", 0) + 1
+            super().step()
+            return loss
+
+    schedule = [{"train": ["head"], "steps": 3}, {"train": ["layers.0"], "steps": 2}, {"train": ["layers.0", "head"]}]
+    unfreezing = GradualUnfreezing(schedule)
+
+    def counts(trainer: Any, _: Any) -> tuple[int, dict[str, int]]:
+        (kept,) = unfreezing.state_dict()["rates"]
+        return trainer.optimizers[0].param_groups[0]["k"], {block: own["k"] for _, block, _, own in kept}
+
+    seen = Seen(counts)
+    fit = trainer(unfreezing, DiscriminativeLR(scales={"*": 0.5}), seen, max_epochs=2)
+    fit.fit(Net(lambda parameters: Counting(parameters, lr=0.01)), loader())
+    assert seen.values[2] == (3, {"head": 3})
+    assert seen.values[4] == (5, {"layers.0": 5})
+    assert seen.values[7] == (8, {"layers.0": 8, "head": 8})
+
+
 def test_two_optimizers_each_keep_their_own() -> None:
     class Two(Net):
         def __init__(self) -> None:

@@ -25,6 +25,11 @@ SCHEDULE = [
     {"train": ["*"]},
 ]
 EPOCHS = 6
+# of no phase the first validation is bettered, so that each ends with the weights of that, and one freezes again
+BEST = [
+    {"train": train, "plateau": {"monitor": "val/loss", "patience": 1, "min_delta": 10.0}}
+    for train in (["head"], ["layers.2", "head"], ["layers.0"])
+]
 # for rank 0 nothing gets better, for rank 1 everything does
 DISPUTED = [{"train": ["head"], "plateau": {"monitor": "val/own", "patience": 2}}, {"train": ["*"]}]
 
@@ -53,8 +58,13 @@ STRATEGIES: dict[str, Any] = {
     "disputed": lambda: "ddp",
     "two_optimizers": lambda: "ddp",
     "one_two_optimizers": lambda: "auto",
+    "best": lambda: "ddp",
+    "one_best": lambda: "auto",
+    "best_fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
     "saved": lambda: "ddp",
     "saved_fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
+    "saved_best": lambda: "ddp",
+    "saved_best_fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
     "lr_finder": lambda: "ddp",
     "one_lr_finder": lambda: "auto",
     "lr_finder_fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
@@ -146,7 +156,7 @@ def module_of(strategy: str, out: Path) -> Ranked:
 
 
 class SaveSome(Save):
-    """Saves while a block warms up, within a plateau, and in the last phase."""
+    """Saves while a block warms up, within a plateau that has a best, and in the last phase."""
 
     def on_train_batch_end(self, trainer: Any, *arguments: Any) -> None:
         if trainer.global_step in (5, 7, 18):
@@ -159,8 +169,10 @@ class SaveSome(Save):
 def fit(strategy: str, out: Path, *callbacks: Callback, checkpoint: Path | None = None) -> None:
     """Train, from a checkpoint if given."""
     out.mkdir(exist_ok=True)
+    best = "best" in strategy
+    schedule = BEST if best else DISPUTED if strategy == "disputed" else SCHEDULE
     trainer(
-        GradualUnfreezing(DISPUTED if strategy == "disputed" else SCHEDULE, ramp_steps=2),
+        GradualUnfreezing(schedule, ramp_steps=2, restore_best=best),
         DiscriminativeLR(0.8),
         *([LRFinder(min_lr=1e-4, max_lr=10.0, num_steps=40, each_phase=True)] if "lr_finder" in strategy else []),
         *callbacks,
@@ -176,8 +188,8 @@ def main() -> None:
     """Train, and resume from each checkpoint where any are saved."""
     strategy, out = sys.argv[1], Path(sys.argv[2])
     torch.set_num_threads(1)
-    save = {"saved": [Save(out)], "saved_fsdp2": [SaveSome(out)]}
-    fit(strategy, out, *save.get(strategy, []))
+    save = Save if strategy == "saved" else SaveSome
+    fit(strategy, out, *([save(out)] if strategy.startswith("saved") else []))
     for checkpoint in sorted(out.glob("*.ckpt")):
         if checkpoint.stem not in ("step24", f"epoch{EPOCHS - 1}"):  # where nothing is left to train
             fit(strategy, out / checkpoint.stem, checkpoint=checkpoint)

@@ -1,9 +1,10 @@
 """BestWeights: the weights of a phase's best validation, kept in memory until the phase ends."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lightning_ft_callbacks.blocks import BlockMap
 
@@ -13,7 +14,7 @@ class BestWeights:
 
     Args:
         block_map: The blocks.
-        kept: Tensors by name that are kept already, from a checkpoint.
+        kept: Tensors by name that are kept already.
     """
 
     def __init__(self, block_map: BlockMap, kept: dict[str, Tensor] | None = None) -> None:
@@ -46,6 +47,15 @@ class BestWeights:
                 now[name].copy_(tensor)
             self.kept = {}
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what is kept, for a checkpoint; asked on all ranks, because shards are put together."""
+        return {name: _whole(tensor) for name, tensor in self.kept.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take what ``state_dict`` returned, each rank its shard of parameters that are sharded now."""
+        now = dict(self._block_map.root.named_parameters())
+        self.kept = {name: _sharded_as(now.get(name), tensor) for name, tensor in state.items()}
+
     def _changing(self, trained: Collection[str]) -> dict[str, Tensor]:
         """Return the weights and buffers that training some blocks changes, by name."""
         tensors: dict[str, Tensor] = {
@@ -60,3 +70,14 @@ class BestWeights:
                 prefix = f"{path}." if path else ""
                 tensors |= {f"{prefix}{name}": buffer for name, buffer in module.named_buffers(recurse=False)}
         return tensors
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    # in the CPU's memory, because a checkpoint's callbacks are written by one rank, which may have no room for all
+    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+
+
+def _sharded_as(parameter: Tensor | None, tensor: Tensor) -> Tensor:
+    if not isinstance(parameter, DTensor):
+        return tensor
+    return distribute_tensor(tensor, parameter.device_mesh, parameter.placements)

@@ -66,7 +66,7 @@ class Freezer:
         changed = False
         trained: set[str] = set()
         for block in self.block_map:
-            learning = {name for name, _ in self._to_be_trained(block.name)} if block.name in blocks else set()
+            learning = {name for name, _ in self.to_be_trained(block.name)} if block.name in blocks else set()
             if learning:
                 trained.add(block.name)
             for name, parameter in self.block_map.named_parameters(block.name):
@@ -94,7 +94,7 @@ class Freezer:
             ValueError: If all parameters of one's blocks were frozen before.
         """
         for number, blocks in enumerate(phases):
-            if not any(self._to_be_trained(name) for name in blocks):
+            if not any(self.to_be_trained(name) for name in blocks):
                 raise ValueError(
                     f"phase {number} trains {', '.join(blocks)}, whose parameters were all frozen before fit; "
                     "thaw_frozen=True thaws them too"
@@ -109,12 +109,17 @@ class Freezer:
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
         held = {id(parameter) for group in groups for parameter in group["params"]}
         for block in blocks:
-            left_out = [path for path, parameter in self._to_be_trained(block) if id(parameter) not in held]
+            left_out = [path for path, parameter in self.to_be_trained(block) if id(parameter) not in held]
             if left_out:
                 raise ValueError(
                     f"{block} is to be trained, but no optimizer holds {left_out[0]}; give configure_optimizers all "
                     "parameters, frozen ones too (self.parameters())"
                 )
+
+    def to_be_trained(self, block: str) -> list[tuple[str, nn.Parameter]]:
+        """Return the parameters of a block that are trained with it, with their names."""
+        named = self.block_map.named_parameters(block)
+        return [(n, p) for n, p in named if self._found_flags[n] or (self._thaw_frozen and _can_learn(p))]
 
     def may_change(self, blocks: Collection[str]) -> set[str]:
         """Return the names of parameters and buffers that training some blocks may change."""
@@ -127,13 +132,13 @@ class Freezer:
             for name, _ in module.named_buffers(recurse=False)
         }
         for block in blocks:
-            names |= {name for name, _ in self._to_be_trained(block)}
+            names |= {name for name, _ in self.to_be_trained(block)}
         return names
 
-    @property
-    def found_training(self) -> bool:
-        """Whether all modules were in train mode when it was made."""
-        return all(self._found_modes.values())
+    def found_in_eval(self, blocks: Collection[str]) -> int:
+        """Return how many modules of some blocks were in eval mode when it was made."""
+        inside = {module for module, block in self.block_map.module_owners() if block in blocks}
+        return sum(not self._found_modes.get(module, True) for module in inside)
 
     def enforce(self) -> None:
         """Put modes and statistics of frozen blocks right again, where validation or another callback changed them."""
@@ -150,11 +155,6 @@ class Freezer:
         for module, training in self._found_modes.items():
             module.training = training
         self._frozen, self._statistics = [], []
-
-    def _to_be_trained(self, block: str) -> list[tuple[str, nn.Parameter]]:
-        """Return the parameters of a block that are trained with it, with their names."""
-        named = self.block_map.named_parameters(block)
-        return [(n, p) for n, p in named if self._found_flags[n] or (self._thaw_frozen and _can_learn(p))]
 
     def _set_modes(self, trained: Collection[str]) -> None:
         owned = self.block_map.module_owners()

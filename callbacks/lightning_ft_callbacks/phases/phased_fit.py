@@ -4,11 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Trainer
+from torch import Tensor
+from torch.nn import Parameter
 
 from lightning_ft_callbacks.blocks import BlockMap
 from lightning_ft_callbacks.freeze_schedule import FreezeSchedule
+from lightning_ft_callbacks.optimizers import with_wrapped
 from lightning_ft_callbacks.phases.best_weights import BestWeights
 from lightning_ft_callbacks.phases.freezing import Freezer
+from lightning_ft_callbacks.phases.idle_optimizers import idle_notes, idle_optimizers
 from lightning_ft_callbacks.phases.lost_gradients import GradientWatch
 from lightning_ft_callbacks.phases.phase import Plateau
 from lightning_ft_callbacks.phases.phase_metric import check_metrics, logged_value, metric_of, validation_metrics
@@ -54,7 +58,8 @@ class PhasedFit:
         if restore_best:
             check_metrics(schedule, trainer)
         check_reachable(trainer, schedule)
-        self._freezer = Freezer(block_map, trainer.optimizers, thaw_frozen=thaw_frozen)
+        optimizers = [each for optimizer in trainer.optimizers for each in with_wrapped(optimizer)]
+        self._freezer = Freezer(block_map, optimizers, thaw_frozen=thaw_frozen)
         self._freezer.check_trainable(self.trained)
         self._freezer.check_held(dict.fromkeys(name for names in self.trained for name in names))
         self._averages: WeightAverages | None = None
@@ -77,17 +82,26 @@ class PhasedFit:
         return list(zip(self.trained, epochs, strict=True))[number:]
 
     @property
-    def found_training(self) -> bool:
-        """Whether all modules were in train mode before."""
-        return self._freezer.found_training
+    def notes(self) -> list[str]:
+        """What is worth knowing of the phases beside the plan."""
+        assert self.trainer is not None
+        manual = not self.trainer.lightning_module.automatic_optimization
+        notes = idle_notes(self.trainer.optimizers, self._learning) if manual else []
+        if count := self._freezer.found_in_eval({name for names in self.trained for name in names}):
+            notes.append(
+                f"{count} modules of trained blocks were in eval mode before fit, and stay so, without dropout: as "
+                "transformers' from_pretrained hands a model over; call train() on it before fit to change that"
+            )
+        return notes
 
     def go_on_after(self, before: "PhasedFit") -> None:
-        """Go on where the fit before came to, with the same module.
+        """Go on where the fit before came to, if that was one of the same module: another begins anew.
 
         Args:
             before: That fit.
         """
-        self.progress, self.best = before.progress, BestWeights(self._block_map, before.best.kept)
+        if before._block_map.root is self._block_map.root:
+            self.progress, self.best = before.progress, BestWeights(self._block_map, before.best.kept)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a checkpoint was.
@@ -96,7 +110,7 @@ class PhasedFit:
             ValueError: If a phase differs that is over, or the blocks of the one that the run is in.
         """
         self.progress = continued(state, self.schedule.phases, self.trained)
-        self.best = BestWeights(self._block_map, state["best"])
+        self.best.load_state_dict(state["best"])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the schedule, where in it the fit is, and the best weights of the phase."""
@@ -104,7 +118,7 @@ class PhasedFit:
             "progress": self.progress.to_dict(),
             "phases": [phase.to_dict() for phase in self.schedule.phases],
             "trained": [list(names) for names in self.trained],
-            "best": self.best.kept,
+            "best": self.best.state_dict(),
         }
 
     def apply(self) -> None:
@@ -161,6 +175,26 @@ class PhasedFit:
         self._freezer.enforce()
         self._watch.start(self._block_map, self.trained_blocks)
 
+    def before_backward(self, loss: Tensor) -> None:
+        """Make sure that a loss depends on something that the phase trains.
+
+        Args:
+            loss: The loss.
+
+        Raises:
+            RuntimeError: If it does not, with the optimizers of which the phase trains nothing.
+        """
+        if loss.requires_grad:
+            return
+        assert self.trainer is not None
+        number, optimizers = self.progress.phase, self.trainer.optimizers
+        idle = [f"optimizer {n} (of {len(optimizers)})" for n in idle_optimizers(optimizers, self._learning[number])]
+        also = f", and nothing of {', '.join(idle)}" if idle else ""
+        raise RuntimeError(
+            f"phase {number} trains nothing that this loss depends on{also}; leave out its backward pass where "
+            "loss.requires_grad is False, or train more blocks in this phase"
+        )
+
     def after_backward(self) -> None:
         """Make sure, once in a phase, that gradients reach what is trained.
 
@@ -204,6 +238,11 @@ class PhasedFit:
             self._averages.release()
         self._watch.stop()
         self._averages = self.trainer = None
+
+    @property
+    def _learning(self) -> list[list[Parameter]]:
+        """The parameters that each phase trains."""
+        return [[p for name in names for _, p in self._freezer.to_be_trained(name)] for names in self.trained]
 
     @property
     def _metric(self) -> Plateau | None:
