@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 from torch.nn import Parameter
 
-from lightning_ft_callbacks.block_discovery import Layout, discover
+from lightning_ft_callbacks.block_discovery import discover
+from lightning_ft_callbacks.discovery.layout import Layout
 
 BlockSpec = Sequence[str] | Mapping[str, str | Sequence[str]]
 

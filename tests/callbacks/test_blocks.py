@@ -179,7 +179,7 @@ class Plain(nn.Module):
         self.head = nn.Linear(2, 1)
 
 
-PLAIN = ["token", "embed", *layers("layers", 11), "upper.inner.0", "upper.inner.1", "upper.norm", "head"]
+PLAIN = ["stem", *layers("layers", 11), "upper.inner.0", "upper.inner.1", "head"]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -301,6 +301,8 @@ def test_names_in_a_fine_tuner_of_timm_drop_the_wrappers_level_too() -> None:
 def test_a_module_that_nobody_knows_has_its_children_as_blocks_and_lists_are_opened() -> None:
     blocks = BlockMap.of(Plain())
     assert list(blocks.names) == PLAIN
+    several = [block.paths for block in blocks if len(block.paths) > 1]
+    assert several == [("token", "embed"), ("upper.inner.1", "upper.norm")]
     assert_each_parameter_is_in_exactly_one_block(blocks)
 
 
@@ -471,12 +473,12 @@ def test_matches_are_ordered_from_the_input_whatever_the_patterns_order() -> Non
         ("layers", r"no block of Plain matches 'layers'; did you mean 'layers\.\d+'\?"),
         ("Head", "'Head'"),
         ("layers.11", r"'layers\.11'; did you mean 'layers\.1+0?'"),
-        ("%%", "there are token, embed, "),
+        ("%%", "there are stem, layers.0, "),
     ],
 )
 def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_name(pattern: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        BlockMap.of(Plain()).match(["token", pattern])
+        BlockMap.of(Plain()).match(["stem", pattern])
 
 
 def test_print_shows_a_table_of_counts_shares_and_paths() -> None:
