@@ -130,6 +130,15 @@ class Freezer:
             names |= {name for name, _ in self._to_be_trained(block)}
         return names
 
+    def learning(self, blocks: Collection[str]) -> tuple[str, ...]:
+        """Return those of some blocks of which anything is trained with them: not those that the user has frozen."""
+        return tuple(name for name in blocks if self._to_be_trained(name))
+
+    @property
+    def found_frozen(self) -> bool:
+        """Whether any parameter was frozen before."""
+        return not all(self._found_flags.values())
+
     @property
     def found_training(self) -> bool:
         """Whether all modules were in train mode when it was made."""

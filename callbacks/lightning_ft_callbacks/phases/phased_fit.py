@@ -33,7 +33,7 @@ class PhasedFit:
     Attributes:
         trainer: The trainer; None once it is released.
         schedule: The phases.
-        trained: The names of the blocks that each phase trains, input first.
+        trained: The names of the blocks that each phase trains, input first; not those that the user has frozen.
         progress: Where in the schedule the fit is.
         best: The best weights of the phase.
 
@@ -45,7 +45,6 @@ class PhasedFit:
         self, trainer: Trainer, block_map: BlockMap, schedule: FreezeSchedule, *, restore_best: bool, thaw_frozen: bool
     ) -> None:
         self.schedule = schedule
-        self.trained = schedule.trained(block_map)
         self.progress = PhaseProgress()
         self.best = BestWeights(block_map)
         self.trainer: Trainer | None = trainer
@@ -55,7 +54,9 @@ class PhasedFit:
             check_metrics(schedule, trainer)
         check_reachable(trainer, schedule)
         self._freezer = Freezer(block_map, trainer.optimizers, thaw_frozen=thaw_frozen)
-        self._freezer.check_trainable(self.trained)
+        matched = schedule.trained(block_map)
+        self._freezer.check_trainable(matched)
+        self.trained = tuple(self._freezer.learning(blocks) for blocks in matched)
         self._freezer.check_held(dict.fromkeys(name for names in self.trained for name in names))
         self._averages: WeightAverages | None = None
         self._changing: set[str] = set()
@@ -80,6 +81,11 @@ class PhasedFit:
     def found_training(self) -> bool:
         """Whether all modules were in train mode before."""
         return self._freezer.found_training
+
+    @property
+    def found_frozen(self) -> bool:
+        """Whether any parameter was frozen before."""
+        return self._freezer.found_frozen
 
     def go_on_after(self, before: "PhasedFit") -> None:
         """Go on where the fit before came to, with the same module.
