@@ -37,7 +37,7 @@ def laid_out(model: nn.Module, groups: Iterable[Sequence[str]]) -> Layout:
     layout: Layout = {}
     for position, paths in enumerate(joined):
         others = [path for group in joined if group is not paths for path in group]
-        end = "stem" if position == 0 else "tail" if position == len(joined) - 1 else None
+        end = {0: "stem", len(joined) - 1: "tail"}.get(position) if others else None
         layout[_name(model, paths, others, end)] = tuple(paths)
     return layout
 
