@@ -4,9 +4,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from weakref import ref
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -19,6 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_ft_callbacks.blocks import BlockMap
 from lightning_ft_callbacks.state.plain_state import PlainState
+
+Held = TypeVar("Held")
 
 # copying a larger module only to count what it does may not fit in its memory
 MOST_BYTES = 4 * 2**30
@@ -174,7 +177,7 @@ def costs_of_fit(trainer: Trainer, module: LightningModule, block_map: BlockMap)
         The costs; None where they cannot be counted so: manual optimization, an iterable data set, a sharded or very
         large module, a training step that does not run on a copy.
     """
-    size = sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+    size = sum(tensor.numel() * tensor.element_size() for tensor in _held(module, Tensor))
     sharded = isinstance(trainer.strategy, ModelParallelStrategy)
     if not module.automatic_optimization or sharded or size > MOST_BYTES:
         return None
@@ -187,6 +190,12 @@ def costs_of_fit(trainer: Trainer, module: LightningModule, block_map: BlockMap)
             return count_costs(named, lambda: copy.training_step(batch, 0), _num_samples(trainer.train_dataloader))
     except Exception:  # a foreign step may need anything; the plan does without
         return None
+
+
+def _held(module: nn.Module, kind: type[Held]) -> list[Held]:
+    """Return what a module and those in it hold of a kind, alone or in lists and dicts, once each."""
+    leaves = tree_leaves([list(vars(part).values()) for part in module.modules()])
+    return list({id(leaf): leaf for leaf in leaves if isinstance(leaf, kind)}.values())
 
 
 def _some_batch(loader: Any) -> Any:
@@ -230,7 +239,11 @@ def _num_samples(loader: Any) -> int:
 def _copy(module: LightningModule, trainer: Trainer) -> Any:
     """Return a copy that logs nothing and is not compiled."""
     # the module itself leaves its trainer out, but a factory that it keeps may lead to it by another way
-    copy: Any = deepcopy(module, {id(trainer): trainer})
+    shared: dict[int, Any] = {id(trainer): trainer}
+    for array in _held(module, np.ndarray):  # data, as a replay buffer, may be larger than any network: not copied
+        shared[id(array)] = view = array.view()
+        view.flags.writeable = False  # a step that writes to it is not counted
+    copy: Any = deepcopy(module, shared)
     for parameter in copy.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     for part in copy.modules():

@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 from torch.nn import Parameter
 
-from lightning_ft_callbacks.block_discovery import Layout, discover
+from lightning_ft_callbacks.block_discovery import discover
+from lightning_ft_callbacks.discovery.layout import Layout
 
 BlockSpec = Sequence[str] | Mapping[str, str | Sequence[str]]
 
@@ -64,6 +65,9 @@ class BlockMap(Sequence[Block]):
             raise ValueError(f"{type(module).__name__} has no parameters, so it has no blocks")
         if blocks is None:
             layout = _without_tied(module, discover(module))
+        elif isinstance(blocks, str) or not isinstance(blocks, Iterable):
+            hint = f"; write [{blocks!r}]" if isinstance(blocks, str) else ""
+            raise ValueError(f"expected blocks to be a list of paths, or names to paths, but got {blocks!r}{hint}")
         elif isinstance(blocks, Mapping):
             layout = {name: (paths,) if isinstance(paths, str) else tuple(paths) for name, paths in blocks.items()}
         else:
@@ -99,11 +103,16 @@ class BlockMap(Sequence[Block]):
         for pattern in patterns:
             found = {name for name in self.names if fnmatchcase(name, pattern)}
             if not found:
-                near = get_close_matches(pattern, self.names, n=1, cutoff=0.4)
+                near = [*self._globs_near(pattern), *get_close_matches(pattern, self.names, n=1, cutoff=0.4)]
                 hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(self.names)}"
                 raise ValueError(f"no block of {type(self.root).__name__} matches {pattern!r}; {hint}")
             matched |= found
         return tuple(name for name in self.names if name in matched)
+
+    def _globs_near(self, pattern: str) -> list[str]:
+        """Return globs of names that begin with a pattern, or have it within them, if there are such names."""
+        globs = (f"{pattern}.*", f"*{pattern.strip('*')}*")
+        return [near for near in globs if any(fnmatchcase(name, near) for name in self.names)]
 
     def parameters(self, name: str) -> list[Parameter]:
         """Return a block's parameters as they are now."""

@@ -5,10 +5,12 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_ft_callbacks.base_rates import group_peaks
 from lightning_ft_callbacks.block_callback import BlockCallback
 from lightning_ft_callbacks.blocks import BlockSpec
+from lightning_ft_callbacks.given_values import check_number, check_switch
 from lightning_ft_callbacks.optimizers import check_scalable
 from lightning_ft_callbacks.weight_decay import decay_exempt
 
@@ -51,16 +53,20 @@ class DiscriminativeLR(BlockCallback):
             raise ValueError(f"{ways[0]} and {ways[1]} both choose the blocks' rates; give one")
         if low is not None and high is None:
             raise ValueError("low needs high, the rate of the last block")
-        if decay is not None and not 0 < decay <= 1:
-            raise ValueError(f"expected decay to be in (0, 1], but got {decay}")
+        if decay is not None:
+            check_number("decay", decay, above=0, at_most=1)
         for name, value in (("low", low), ("high", high)):
-            if value is not None and not value > 0:
-                raise ValueError(f"expected {name} to be positive, but got {value}")
+            if value is not None:
+                check_number(name, value, above=0)
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"expected low, the first block's rate, to be at most high={high}, but got {low}")
+        if scales is not None and not isinstance(scales, Mapping):
+            raise ValueError(f"expected scales to be a mapping from patterns to numbers, but got {scales!r}")
         if scales is not None and not scales:
             raise ValueError("scales has no pattern, so it has no effect")
         for name, value in (scales or {}).items():
-            if not value >= 0:
-                raise ValueError(f"expected the scale of {name!r} to be at least 0, but got {value}")
+            check_number(f"the scale of {name!r}", value, at_least=0)
+        check_switch("weight_decay_exempt", weight_decay_exempt)
         self.decay = DECAY if not ways else decay
         self.low = low
         self.high = high
@@ -88,6 +94,19 @@ class DiscriminativeLR(BlockCallback):
             check_scalable(trainer.optimizers, "DiscriminativeLR")
         if self.weight_decay_exempt and not any("weight_decay" in o.defaults for o in trainer.optimizers):
             raise ValueError("weight_decay_exempt=True has no effect: no optimizer has a weight_decay")
+        self._tell_unheld(trainer)
+
+    def _tell_unheld(self, trainer: Trainer) -> None:
+        """Say which blocks have no rate at all, because no optimizer holds what of them could be trained."""
+        assert self.block_map is not None
+        held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+        trainable = {name: [p for p in self.block_map.parameters(name) if p.requires_grad] for name in self._scale}
+        unheld = [name for name, ps in trainable.items() if ps and not any(id(p) in held for p in ps)]
+        if unheld:
+            rank_zero_info(
+                f"DiscriminativeLR: no optimizer holds {', '.join(unheld)}, which require gradients, so they are not "
+                "trained and have no rate; give configure_optimizers all parameters (self.parameters())"
+            )
 
     def block_scales(self, names: tuple[str, ...]) -> dict[str, float]:
         """Return the scale of each block, or with ``high`` its learning rate at the schedule's peak.

@@ -12,6 +12,7 @@ from lightning_ft_callbacks.blocks import BlockMap
 from lightning_ft_callbacks.phases.finetuning_scheduler import phases_and_blocks
 from lightning_ft_callbacks.phases.phase import Phase, Plateau
 from lightning_ft_callbacks.phases.presets import PRESETS, preset_phases
+from lightning_ft_callbacks.phases.unique_keys import UniqueKeyLoader
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,23 +53,34 @@ class FreezeSchedule:
 
     @classmethod
     def of(
-        cls, schedule: "str | Path | Sequence[Phase | Mapping[str, Any]] | FreezeSchedule", block_map: BlockMap
+        cls,
+        schedule: "str | Path | Sequence[Phase | Mapping[str, Any]] | Mapping[str, Any] | FreezeSchedule",
+        block_map: BlockMap,
+        *,
+        thaw_frozen: bool = False,
     ) -> "FreezeSchedule":
         """Return the schedule that a user means.
 
         Args:
-            schedule: A preset's name, the path of a YAML file, a list of phases, or a schedule.
+            schedule: A preset's name, the path of a YAML file, a list of phases, what a file holds, or a schedule.
             block_map: The blocks, for presets.
+            thaw_frozen: Whether parameters that do not require gradients are trained too, for presets.
 
         Raises:
-            ValueError: If it is no preset and no file, with the nearest name.
+            ValueError: If it is none of these, with the nearest name.
         """
         if isinstance(schedule, FreezeSchedule):
             return schedule
+        if isinstance(schedule, Mapping):
+            return cls.from_dict(schedule)
+        if isinstance(schedule, Sequence) and not isinstance(schedule, str):
+            return cls.from_dict({"phases": list(schedule)})
         if not isinstance(schedule, str | Path):
-            return cls.from_dict({"phases": list(schedule)}, "schedule")
+            hint = "; write [Phase(...)]" if isinstance(schedule, Phase) else ""
+            kinds = "a preset's name, a YAML file or a list of phases"
+            raise ValueError(f"expected schedule to be {kinds}, but got {schedule!r}{hint}")
         if schedule in PRESETS:
-            return cls(preset_phases(str(schedule), block_map), str(schedule))
+            return cls(preset_phases(str(schedule), block_map, thaw_frozen=thaw_frozen), str(schedule))
         if names_a_file(schedule):
             return cls.from_yaml(schedule)
         near = get_close_matches(str(schedule), PRESETS, n=1)
@@ -92,7 +104,7 @@ class FreezeSchedule:
         if not path.is_file():
             raise FileNotFoundError(f"no schedule file {str(path)!r}")
         try:
-            data = yaml.safe_load(path.read_text())
+            data = yaml.load(path.read_text(), UniqueKeyLoader)
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             line = "" if mark is None else f", line {mark.line + 1}"
@@ -136,7 +148,7 @@ class FreezeSchedule:
             values = dict(phase)
             try:
                 if isinstance(plateau := values.get("plateau"), Mapping):
-                    _check_keys(plateau, [field.name for field in fields(Plateau)], f"{where}, plateau")
+                    _check_keys(plateau, [field.name for field in fields(Plateau)], "plateau")
                     values["plateau"] = Plateau(**plateau)
                 phases.append(Phase(**values))
             except (TypeError, ValueError) as error:
@@ -164,8 +176,9 @@ class FreezeSchedule:
         return tuple(block_map.match(phase.train) for phase in self.phases)
 
 
-# the schedule, phases, a preset's name, or a YAML file's path; str behind phases: it can stand for any value
-ScheduleSpec = FreezeSchedule | Sequence[Phase | Mapping[str, Any]] | str | Path
+# the schedule, phases, a preset's name, a YAML file's path, or what one holds; str behind phases: it can stand for any
+# value
+ScheduleSpec = FreezeSchedule | Sequence[Phase | Mapping[str, Any]] | str | Path | Mapping[str, Any]
 
 
 def names_a_file(schedule: Any) -> bool:

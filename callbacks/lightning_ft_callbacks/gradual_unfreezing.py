@@ -13,12 +13,15 @@ from lightning_ft_callbacks.block_callback import BlockCallback, at_full_rates
 from lightning_ft_callbacks.block_costs import costs_of_fit
 from lightning_ft_callbacks.blocks import BlockSpec
 from lightning_ft_callbacks.freeze_schedule import FreezeSchedule, ScheduleSpec, names_a_file
+from lightning_ft_callbacks.given_values import check_count, check_switch
 from lightning_ft_callbacks.optimizers import check_scalable
 from lightning_ft_callbacks.phases.eval_mode_hint import EvalModeHint
 from lightning_ft_callbacks.phases.finetuning_scheduler import blocks_of
+from lightning_ft_callbacks.phases.phase_metric import tell_misspelt
 from lightning_ft_callbacks.phases.phase_picture import PhasePicture
 from lightning_ft_callbacks.phases.phased_fit import PhasedFit
-from lightning_ft_callbacks.phases.reachable import fit_length
+from lightning_ft_callbacks.phases.reachable import FitLength, tell_unreached
+from lightning_ft_callbacks.phases.without_effect import tell_without_effect
 from lightning_ft_callbacks.plan import FineTuningPlan
 
 
@@ -59,8 +62,9 @@ class GradualUnfreezing(BlockCallback):
         blocks: BlockSpec | None = None,
     ) -> None:
         super().__init__(blocks)
-        if ramp_steps < 0:
-            raise ValueError(f"expected ramp_steps to be at least 0, but got {ramp_steps}")
+        check_count("ramp_steps", ramp_steps)
+        check_switch("restore_best", restore_best)
+        check_switch("thaw_frozen", thaw_frozen)
         self.schedule = schedule
         self.ramp_steps = ramp_steps
         self.restore_best = restore_best
@@ -112,7 +116,7 @@ class GradualUnfreezing(BlockCallback):
         if self.ramp_steps:
             check_scalable(trainer.optimizers, "ramp_steps")
         before = self._fit
-        schedule = FreezeSchedule.of(self.schedule, self.block_map)
+        schedule = FreezeSchedule.of(self.schedule, self.block_map, thaw_frozen=self.thaw_frozen)
         self._fit = PhasedFit(
             trainer, self.block_map, schedule, restore_best=self.restore_best, thaw_frozen=self.thaw_frozen
         )
@@ -121,11 +125,20 @@ class GradualUnfreezing(BlockCallback):
             self._go_on()
         elif before is not None and trainer.global_step > 0:
             self._fit.go_on_after(before)
-        self._show_plan(trainer, pl_module, schedule)
+        length = FitLength.of(trainer)
+        tell_without_effect(
+            self._fit, length, self.ramp_steps, restore_best=self.restore_best, thaw_frozen=self.thaw_frozen
+        )
+        self._show_plan(trainer, pl_module, schedule, length)
         if self.phase > 0:
             self._tell_phase()
         self._apply(trainer, pl_module)
         self._hint.silence()
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Say where the metric of a plateau looks like a misspelt one of those that the sanity check logged."""
+        if self._fit is not None:
+            tell_misspelt(self._fit.schedule, trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let go of optimizer state of frozen parameters that a checkpoint of another schedule, or of none, had."""
@@ -200,6 +213,8 @@ class GradualUnfreezing(BlockCallback):
         folder = trainer.log_dir if trainer.loggers else None  # asked on all ranks, because it is broadcast
         if self._picture is not None and folder is not None and trainer.is_global_zero and Path(folder).is_dir():
             self._picture.draw(Path(folder) / "phases.png")
+        if self._fit is not None and trainer.global_step > 0:  # a range test ends without a step
+            tell_unreached(self._fit.schedule, self.phase)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave flags and modes as they were found."""
@@ -229,11 +244,12 @@ class GradualUnfreezing(BlockCallback):
                 self._tell_phase()
             self._apply(trainer, trainer.lightning_module)
 
-    def _show_plan(self, trainer: Trainer, module: LightningModule, schedule: FreezeSchedule) -> None:
+    def _show_plan(
+        self, trainer: Trainer, module: LightningModule, schedule: FreezeSchedule, length: FitLength
+    ) -> None:
         """Print what each phase will train; costs are counted on all ranks, because a step may wait for the others."""
         assert self.block_map is not None
         assert self._fit is not None
-        epochs, steps_per_epoch = fit_length(trainer)
         with at_full_rates(trainer):
             rates = self.peak_rates(trainer)
         self.plan = FineTuningPlan.of(
@@ -242,8 +258,9 @@ class GradualUnfreezing(BlockCallback):
             blocks=self.block_map,
             lrs=rates,
             costs=costs_of_fit(trainer, module, self.block_map),
-            epochs=epochs,
-            steps_per_epoch=steps_per_epoch,
+            epochs=length.epochs,
+            steps_per_epoch=length.steps_per_epoch,
+            epochs_per_validation=length.epochs_per_validation,
             thaw_frozen=self.thaw_frozen,
             cached_samples=_cached_samples(trainer),
         )

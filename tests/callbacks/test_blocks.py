@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torchvision
 import transformers
 from lightning.pytorch import LightningModule
 from torch import nn
@@ -179,7 +180,7 @@ class Plain(nn.Module):
         self.head = nn.Linear(2, 1)
 
 
-PLAIN = ["token", "embed", *layers("layers", 11), "upper.inner.0", "upper.inner.1", "upper.norm", "head"]
+PLAIN = ["stem", *layers("layers", 11), "upper.inner.0", "upper.inner.1", "head"]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -301,6 +302,8 @@ def test_names_in_a_fine_tuner_of_timm_drop_the_wrappers_level_too() -> None:
 def test_a_module_that_nobody_knows_has_its_children_as_blocks_and_lists_are_opened() -> None:
     blocks = BlockMap.of(Plain())
     assert list(blocks.names) == PLAIN
+    several = [block.paths for block in blocks if len(block.paths) > 1]
+    assert several == [("token", "embed"), ("upper.inner.1", "upper.norm")]
     assert_each_parameter_is_in_exactly_one_block(blocks)
 
 
@@ -337,6 +340,54 @@ def test_a_modules_own_blocks_come_before_what_a_library_would_say(made: Callabl
         rest,
     ]
     assert BlockMap.of(nn.ModuleDict({"mine": Own()})).names == ("mine.lower", "mine.upper", "mine.rest")
+
+
+def test_a_method_blocks_of_another_purpose_is_not_called() -> None:
+    class Other(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.low, self.high = nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def blocks(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.high(self.low(inputs))
+
+    class Modules(Other):
+        def blocks(self) -> list[nn.Module]:  # type: ignore[override]
+            return [self.low, self.high]
+
+    for module in (Other(), Modules()):
+        assert BlockMap.of(nn.ModuleDict({"net": module, "head": nn.Linear(2, 2)})).names == ("net", "head")
+
+
+def test_a_dict_of_lists_is_opened_beside_a_head_as_it_is_alone() -> None:
+    lists = nn.ModuleDict({name: nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)]) for name in ("enc", "dec")})
+    names = ("enc.0", "enc.1", "dec.0", "dec.1")
+    assert BlockMap.of(lists).names == names
+    around = nn.ModuleDict({"backbone": lists, "head": nn.Linear(2, 2)})
+    assert BlockMap.of(around).names == (*(f"backbone.{name}" for name in names), "head")
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "last"),
+    [
+        ("resnet18", ("conv1", "bn1"), ("layer4.1",)),
+        (
+            "vit_b_16",
+            ("class_token", "conv_proj", "encoder.pos_embedding"),
+            ("encoder.layers.encoder_layer_11", "encoder.ln"),
+        ),
+        ("vgg11_bn", ("features.0", "features.1"), ("classifier.3",)),
+        ("swin_t", ("features.0",), ("features.7", "norm")),
+    ],
+)
+def test_parameters_and_norms_of_a_module_that_nobody_knows_join_their_neighbours(
+    name: str, stem: tuple[str, ...], last: tuple[str, ...]
+) -> None:
+    with torch.device("meta"):
+        blocks = BlockMap.of(torchvision.models.get_model(name))
+    assert blocks[0].paths == stem
+    assert blocks[-2].paths == last
+    assert_each_parameter_is_in_exactly_one_block(blocks)
 
 
 def test_tied_weights_are_in_the_lowest_block_that_has_them_and_there_once() -> None:
@@ -416,6 +467,12 @@ def test_blocks_that_do_not_fit_are_refused_with_the_place(given: Any, message: 
         BlockMap.of(Plain(), given)
 
 
+@pytest.mark.parametrize(("given", "hint"), [("head", r"'head'; write \['head'\]$"), (3, "3$")])
+def test_blocks_of_another_kind_are_refused_with_themselves(given: Any, hint: str) -> None:
+    with pytest.raises(ValueError, match=f"expected blocks to be a list of paths, or names to paths, but got {hint}"):
+        BlockMap.of(Plain(), given)
+
+
 def test_a_path_that_is_listed_twice_is_refused() -> None:
     with pytest.raises(ValueError, match="'0'"):
         BlockMap.of(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), ["0", "1", "0"])
@@ -468,15 +525,17 @@ def test_matches_are_ordered_from_the_input_whatever_the_patterns_order() -> Non
     ("pattern", "message"),
     [
         ("heads", r"no block of Plain matches 'heads'; did you mean 'head'\?"),
-        ("layers", r"no block of Plain matches 'layers'; did you mean 'layers\.\d+'\?"),
+        ("layers", r"no block of Plain matches 'layers'; did you mean 'layers\.\*'\?"),
+        ("*upper", r"'\*upper'; did you mean '\*upper\.\*'\?"),
+        ("inner.1", r"'inner\.1'; did you mean '\*inner\.1\*'\?"),
         ("Head", "'Head'"),
         ("layers.11", r"'layers\.11'; did you mean 'layers\.1+0?'"),
-        ("%%", "there are token, embed, "),
+        ("%%", "there are stem, layers.0, "),
     ],
 )
 def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest_name(pattern: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        BlockMap.of(Plain()).match(["token", pattern])
+        BlockMap.of(Plain()).match(["stem", pattern])
 
 
 def test_print_shows_a_table_of_counts_shares_and_paths() -> None:

@@ -45,6 +45,15 @@ def first_rates(callback: Callback, scheduler: Any = None) -> dict[str, float]:
         ({"decay": 0}, r"expected decay to be in \(0, 1\], but got 0"),
         ({"decay": 1.1}, r"expected decay to be in \(0, 1\], but got 1\.1"),
         ({"decay": float("nan")}, r"expected decay to be in \(0, 1\], but got nan"),
+        ({"decay": "0.8"}, r"expected decay to be a number, but got '0\.8'; write 0\.8"),
+        ({"low": "1e-5", "high": 1e-3}, r"expected low to be a number, but got '1e-5'; write 1\.0e-05"),
+        ({"scales": {"head": "2"}}, "expected the scale of 'head' to be a number, but got '2'; write 2"),
+        ({"scales": [0.5]}, r"expected scales to be a mapping from patterns to numbers, but got \[0\.5\]"),
+        (
+            {"low": 1e-2, "high": 1e-3},
+            r"expected low, the first block's rate, to be at most high=0\.001, but got 0\.01",
+        ),
+        ({"weight_decay_exempt": "no"}, "expected weight_decay_exempt to be True or False, but got 'no'"),
         ({"low": 1e-4}, "low needs high, the rate of the last block"),
         ({"low": -1e-4, "high": 1e-3}, r"expected low to be positive, but got -0\.0001"),
         ({"high": -1.0}, r"expected high to be positive, but got -1\.0"),
@@ -65,6 +74,23 @@ def test_a_value_out_of_its_range_or_a_second_way_is_refused(values: dict[str, A
 def test_a_geometric_spacing_from_or_to_zero_is_refused(low: float, high: float) -> None:
     with pytest.raises(ValueError, match=r"low|high"):
         DiscriminativeLR(low=low, high=high)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_blocks_that_no_optimizer_holds_are_told_unless_they_are_frozen(
+    frozen: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    class HeadOnly(Net):
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.head.parameters(), lr=0.1)
+
+    module = HeadOnly()
+    module.layers.requires_grad_(not frozen)
+    with caplog.at_level("INFO"):
+        trainer(DiscriminativeLR(0.5), max_epochs=1).fit(module, loader())
+    told = [record.message for record in caplog.records if "no optimizer holds" in record.message]
+    expected = "DiscriminativeLR: no optimizer holds layers.0, layers.1, layers.2, which require gradients"
+    assert [line.startswith(expected) for line in told] == ([] if frozen else [True])
 
 
 def test_scales_without_a_pattern_have_no_effect_and_are_refused() -> None:

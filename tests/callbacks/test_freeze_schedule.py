@@ -70,11 +70,11 @@ def test_better_is_better_by_more_than_min_delta(value: float, best: float | Non
         ({"train": []}, "a phase trains nothing: its train is empty"),
         ({"train": ["*"], "epochs": 1, "steps": 2}, "ends by one of epochs, steps, plateau, but epochs and steps were"),
         ({"train": ["*"], "steps": 2, "plateau": Plateau("loss")}, "but steps and plateau were given"),
-        ({"train": ["*"], "epochs": 0}, "expected a phase's epochs to be a whole number of at least 1, but got 0"),
-        ({"train": ["*"], "epochs": 1.5}, "expected a phase's epochs to be a whole number of at least 1, but got 1.5"),
-        ({"train": ["*"], "epochs": True}, "expected a phase's epochs to be a whole number .* but got True"),
-        ({"train": ["*"], "steps": -3}, "expected a phase's steps to be a whole number of at least 1, but got -3"),
-        ({"train": ["*"], "steps": "3"}, "expected a phase's steps to be a whole number of at least 1, but got '3'"),
+        ({"train": ["*"], "epochs": 0}, "expected a phase's epochs to be at least 1, but got 0"),
+        ({"train": ["*"], "epochs": 1.5}, "expected a phase's epochs to be a whole number, but got 1.5"),
+        ({"train": ["*"], "epochs": True}, "expected a phase's epochs to be a whole number, but got True"),
+        ({"train": ["*"], "steps": -3}, "expected a phase's steps to be at least 1, but got -3"),
+        ({"train": ["*"], "steps": "3"}, "expected a phase's steps to be a whole number, but got '3'; write 3"),
     ],
 )
 def test_a_phase_names_what_is_wrong_with_it(values: dict[str, Any], message: str) -> None:
@@ -190,6 +190,7 @@ def test_yaml_may_be_a_mapping_or_a_list(text: str, tmp_path: Path, four: BlockM
     [
         [Phase(["d"], epochs=1), Phase(["*"])],
         [{"train": ["d"], "epochs": 1}, Phase(["*"])],
+        {"phases": [{"train": ["d"], "epochs": 1}, {"train": ["*"]}]},
         FreezeSchedule([Phase(["d"], epochs=1), Phase(["*"])]),
     ],
 )
@@ -233,10 +234,16 @@ def test_broken_yaml_tells_its_file_and_line(text: str, line: int, tmp_path: Pat
         ("phases: [{train: [d], epochs: 1, steps: 1}]", r"phase 0: .*but epochs and steps were given"),
         (
             "phases: [{train: [d], plateau: {monitor: a, patiense: 2}}]",
-            r"phase 0, plateau: unknown key 'patiense'; did you mean 'patience'\?",
+            r"schedule\.yaml, phase 0: plateau: unknown key 'patiense'; did you mean 'patience'\?",
         ),
         ("phases: [{train: [d], plateau: {patience: 2}}]", r"phase 0: .*monitor"),
         ("phases: [{train: [d], plateau: {monitor: a, mode: up}}]", r"phase 0: expected Plateau's mode .* got 'up'"),
+        ("phases: [{train: [d]}]\nphases: [{train: [c]}]", r"schedule\.yaml, line 2: the key 'phases' is there twice"),
+        (
+            "phases:\n- {train: [d], epochs: 1,\n   epochs: 2}",
+            r"schedule\.yaml, line 3: the key 'epochs' is there twice",
+        ),
+        ("phases: [{train: [d], plateau: {monitor: a, min_delta: 1e-4}}]", r"phase 0: .*got '1e-4'; write 0\.0001"),
         ("phases: [{train: [c, d]}, {train: [d]}]", r"schedule\.yaml: phase 0 \(train: c, d\) can never end"),
     ],
 )
@@ -286,6 +293,28 @@ def test_an_unknown_preset_is_refused_with_the_nearest(name: str, message: str, 
 
 
 @pytest.mark.parametrize(
+    ("schedule", "hint"), [(None, "None$"), (3, "3$"), (Phase(["*"]), r"Phase\(.*; write \[Phase\(\.\.\.\)\]$")]
+)
+def test_a_schedule_of_another_kind_is_refused_with_itself(schedule: Any, hint: str, four: BlockMap) -> None:
+    with pytest.raises(ValueError, match=f"expected schedule to be a preset's name, .*, but got {hint}"):
+        FreezeSchedule.of(schedule, four)
+
+
+@pytest.mark.parametrize("preset", ["linear_probe", "lp_ft", "gradual", "chain_thaw"])
+def test_a_preset_has_no_phase_for_a_frozen_teacher(preset: str) -> None:
+    module = nn.ModuleDict({name: nn.Linear(2, 2) for name in ("low", "high", "teacher", "tail")})
+    module["teacher"].requires_grad_(False)
+    module["tail"].requires_grad_(False)
+    block_map = BlockMap.of(module, list(module))
+    student = BlockMap.of(nn.ModuleDict({name: nn.Linear(2, 2) for name in ("low", "high")}))
+    learning = FreezeSchedule.of(preset, block_map).phases
+    assert [p for p in learning if p.train != ("*",)] == [
+        p for p in FreezeSchedule.of(preset, student).phases if p.train != ("*",)
+    ]
+    assert len(FreezeSchedule.of("gradual", block_map, thaw_frozen=True).phases) == 4
+
+
+@pytest.mark.parametrize(
     "schedule", ["gradul", [{"train": ["head"]}, {"train": ["*"]}], [], [{"train": ["head"], "epoch": 1}]]
 )
 def test_a_wrong_schedule_is_refused_before_the_first_step(schedule: Any) -> None:
@@ -296,7 +325,7 @@ def test_a_wrong_schedule_is_refused_before_the_first_step(schedule: Any) -> Non
 
 
 def test_a_plateau_of_what_is_never_logged_is_an_error_after_the_first_validation() -> None:
-    schedule = [{"train": ["head"], "plateau": {"monitor": "val/acc"}}, {"train": ["*"]}]
+    schedule = [{"train": ["head"], "plateau": {"monitor": "val/acc", "patience": 1}}, {"train": ["*"]}]
     fit = trainer(GradualUnfreezing(schedule), max_epochs=3)
     with pytest.raises(ValueError, match=r"phase 0 watches 'val/acc', but logged is train/loss, val/loss"):
         fit.fit(Net(), loader(), loader())
@@ -333,9 +362,7 @@ def test_a_plateau_of_validation_is_judged_once_a_validation(every: int) -> None
     assert seen.values == [0] * (8 * every) + [1] * (4 * every)
 
 
-@pytest.mark.parametrize(
-    "options", [{"limit_val_batches": 0}, {"barebones": True}, {"limit_train_batches": 0}], ids=str
-)
+@pytest.mark.parametrize("options", [{"limit_val_batches": 0}, {"limit_train_batches": 0}], ids=str)
 def test_where_the_trainer_validates_or_logs_nothing_a_plateau_is_not_judged(
     options: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -360,6 +387,76 @@ def test_blocks_of_another_kind_in_a_file_are_refused(blocks: str, tmp_path: Pat
     (tmp_path / "own.yaml").write_text(f"phases: [{{train: [head]}}]\nblocks: {blocks}")
     with pytest.raises(ValueError, match=r"own\.yaml: expected block"):
         FreezeSchedule.from_yaml(tmp_path / "own.yaml")
+
+
+@pytest.mark.parametrize(
+    ("monitor", "hint"), [("val/acc", "val/accuracy"), ("train/mean", None), ("val/los", "val/loss")]
+)
+def test_a_metric_that_looks_misspelt_is_told_after_the_sanity_check(
+    monitor: str, hint: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Accurate(Net):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            super().validation_step(batch, batch_idx)
+            self.log_dict(
+                {"val/accuracy": 0.0} if self.trainer.sanity_checking else {"val/accuracy": 0.0, monitor: 0.0}
+            )
+
+    schedule = [{"train": ["head"], "plateau": {"monitor": monitor, "patience": 1}}, {"train": ["*"]}]
+    with caplog.at_level("INFO"):
+        trainer(GradualUnfreezing(schedule), max_epochs=3).fit(Accurate(), loader(), loader())
+    told = [record.message for record in caplog.records if "sanity check" in record.message]
+    expected = f"phase 0 watches '{monitor}', which the sanity check has not logged"
+    assert [line.startswith(expected) and line.endswith(f"did you mean '{hint}'?") for line in told] == [True] * bool(
+        hint
+    )
+
+
+@pytest.mark.parametrize(
+    ("schedule", "values", "line"),
+    [
+        ("full", {"ramp_steps": 5}, "ramp_steps=5 has no effect: no phase thaws a block"),
+        ("full", {"restore_best": True}, "restore_best=True has no effect: the schedule has a single phase"),
+        ("full", {"thaw_frozen": True}, "thaw_frozen=True has no effect: no parameter was frozen before fit"),
+        (
+            "lp_ft",
+            {"ramp_steps": 9},
+            "ramp_steps=9 is longer than what is left of the fit when phase 1 begins, 8 steps",
+        ),
+        ("lp_ft", {"ramp_steps": 8}, None),
+        ([{"train": ["head"], "epochs": 1}] * 2, {}, "phases 0 and 1 train the same blocks: head"),
+    ],
+)
+def test_what_has_no_effect_is_told(
+    schedule: Any, values: dict[str, Any], line: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        trainer(GradualUnfreezing(schedule, **values), max_epochs=3).fit(Net(), loader())
+    told = [
+        record.message for record in caplog.records if "ramp_steps" in record.message or "no effect" in record.message
+    ]
+    told += [record.message for record in caplog.records if "same blocks" in record.message]
+    assert [message.startswith(line or "") for message in told] == [True] * bool(line)
+
+
+@pytest.mark.parametrize("values", [{"thaw_frozen": "yes"}, {"restore_best": 1}, {"ramp_steps": "5"}], ids=str)
+def test_arguments_of_another_kind_are_refused_with_their_name(values: dict[str, Any]) -> None:
+    (name,) = values
+    with pytest.raises(ValueError, match=f"expected {name} to be"):
+        GradualUnfreezing(**values)
+
+
+def test_what_was_frozen_before_is_not_said_to_be_trained(caplog: pytest.LogCaptureFixture) -> None:
+    module = Net()
+    module.layers.requires_grad_(False)
+    callback = GradualUnfreezing([{"train": ["head"], "epochs": 1}, {"train": ["*"]}])
+    with caplog.at_level("INFO"):
+        trainer(callback, max_epochs=2).fit(module, loader())
+    assert "phase 1: training head" in [record.message for record in caplog.records]
+    assert callback.plan is not None
+    assert [phase.trained for phase in callback.plan.phases] == [("head",), ("head",)]
+    frozen = "layers.0, layers.1, layers.2"
+    assert f"stay frozen, because they were frozen before: {frozen}; thaw_frozen=True thaws them" in str(callback.plan)
 
 
 def test_negative_ramp_steps_are_refused() -> None:

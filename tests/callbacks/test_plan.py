@@ -2,6 +2,7 @@
 
 import builtins
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_ft_callbacks import BlockMap, DiscriminativeLR, FineTuningPlan, GradualUnfreezing, Phase
+from lightning_ft_callbacks import BlockMap, DiscriminativeLR, FineTuningPlan, GradualUnfreezing, Phase, Plateau
 from lightning_ft_callbacks.block_costs import BlockCosts, count_costs
 from lightning_ft_callbacks.phases.phase_picture import PhasePicture
 
@@ -141,7 +142,79 @@ def test_without_rich_it_is_printed_as_text(
     assert capsys.readouterr().out == f"{plan}\n"
 
 
-@pytest.mark.parametrize("width", [70, 80, 95, 200])
+@pytest.mark.parametrize("width", [60, 72, 80, 95, 120])
+def test_in_a_narrow_terminal_columns_are_left_out_and_no_number_or_heading_is_broken(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    module = Net()
+    costs = count_costs(BlockMap.of(module), lambda: module(torch.zeros(5, 6)), num_samples=5)
+    schedule = [Phase(["head"], plateau=Plateau("val/loss")), Phase(["*"])]
+    rates = {"head": 2e-4, "layers.0": 9.8e-05}
+    plan = FineTuningPlan.of(module, schedule, costs=costs, cached_samples=10**8, lrs=rates)
+    big = replace(plan, phases=tuple(replace(phase, num_parameters=22_566_146) for phase in plan.phases))
+    monkeypatch.setenv("COLUMNS", str(width))
+    big.show()
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("│", "┃"))]
+    assert all(len(line) <= width for line in table)
+    known = {word for row in big.rows() for cell in row for word in cell.split()} | {"share", "25.0%", "100.0%"}
+    known |= {word.strip("()") for word in known}
+    assert {word for line in table for word in line.replace("│", " ").replace("┃", " ").split()} <= known
+
+
+def test_a_cache_that_keeps_nothing_has_no_cell() -> None:
+    module = Net()
+    costs = count_costs(BlockMap.of(module), lambda: module(torch.zeros(5, 6)), num_samples=5)
+    once = [Phase(["head"], epochs=1), Phase(["*"])]
+    assert "cached" not in str(FineTuningPlan.of(module, once, costs=costs, cached_samples=100))
+    twice = [Phase(["head"], epochs=2), Phase(["*"])]
+    assert "cached" in str(FineTuningPlan.of(module, twice, costs=costs, cached_samples=100))
+
+
+def test_data_that_a_module_holds_is_not_copied_to_count_costs() -> None:
+    class Holding(Net):
+        def __init__(self, writes: bool) -> None:
+            super().__init__()
+            self.replay = [np.ones(4, dtype=np.float32)]
+            self.writes, self.seen = writes, []
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            self.seen.append(self.replay[0].__array_interface__["data"][0])
+            if self.writes:
+                self.replay[0][0] += 1
+            return super().training_step(batch, batch_idx)
+
+    def planned(module: Holding) -> FineTuningPlan:
+        callback = GradualUnfreezing("full")
+        trainer(callback, max_epochs=1).fit(module, loader())
+        assert callback.plan is not None
+        return callback.plan
+
+    seen: list[int] = []
+    module = Holding(writes=False)
+    module.seen = Shared(seen)
+    assert planned(module).phases[0].time == 1.0
+    assert len(seen) == 5  # one of them on the copy
+    assert len(set(seen)) == 1
+    writing = Holding(writes=True)
+    assert planned(writing).phases[0].time is None
+    assert writing.replay[0][0] == 5  # four steps, none of them on the copy
+
+
+class Shared(list[int]):
+    """Puts what it gets into another list, its copies too."""
+
+    def __init__(self, into: list[int]) -> None:
+        super().__init__()
+        self.into = into
+
+    def append(self, value: int) -> None:
+        self.into.append(value)
+
+    def __deepcopy__(self, memo: Any) -> "Shared":
+        return self
+
+
+@pytest.mark.parametrize("width", [80, 95, 200])
 def test_in_a_narrow_terminal_names_are_folded_and_nothing_is_cut_off(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:

@@ -140,6 +140,15 @@ class Freezer:
         inside = {module for module, block in self.block_map.module_owners() if block in blocks}
         return sum(not self._found_modes.get(module, True) for module in inside)
 
+    def learning(self, blocks: Collection[str]) -> tuple[str, ...]:
+        """Return those of some blocks of which anything is trained with them: not those that the user has frozen."""
+        return tuple(name for name in blocks if self.to_be_trained(name))
+
+    @property
+    def found_frozen(self) -> bool:
+        """Whether any parameter was frozen before."""
+        return not all(self._found_flags.values())
+
     def enforce(self) -> None:
         """Put modes and statistics of frozen blocks right again, where validation or another callback changed them."""
         for module in self._frozen:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from lightning_ft_callbacks.given_values import check_count, check_number
+
 
 @dataclass(frozen=True, slots=True)
 class Plateau:
@@ -25,16 +27,12 @@ class Plateau:
     min_delta: float = 0.0
 
     def __post_init__(self) -> None:
-        kinds: dict[str, type | tuple[type, ...]] = {"monitor": str, "patience": int, "min_delta": (int, float)}
-        for name, kind in kinds.items():
-            if not isinstance(value := getattr(self, name), kind) or isinstance(value, bool):
-                raise ValueError(f"Plateau's {name} cannot be {value!r}")
+        if not isinstance(self.monitor, str):
+            raise ValueError(f"expected Plateau's monitor to be a metric's name, but got {self.monitor!r}")
         if self.mode not in ("min", "max"):
             raise ValueError(f"expected Plateau's mode to be 'min' or 'max', but got {self.mode!r}")
-        if self.patience < 1:
-            raise ValueError(f"expected Plateau's patience to be at least 1, but got {self.patience}")
-        if self.min_delta < 0:
-            raise ValueError(f"expected Plateau's min_delta to be at least 0, but got {self.min_delta}")
+        check_count("Plateau's patience", self.patience, at_least=1)
+        check_number("Plateau's min_delta", self.min_delta, at_least=0)
 
     def improves(self, value: float, best: float | None) -> bool:
         """Tell whether a value is better than the best so far; NaN never is."""
@@ -84,9 +82,8 @@ class Phase:
         if len(ends) > 1:
             raise ValueError(f"a phase ends by one of epochs, steps, plateau, but {' and '.join(ends)} were given")
         for name in ("epochs", "steps"):
-            count = values[name]
-            if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-                raise ValueError(f"expected a phase's {name} to be a whole number of at least 1, but got {count!r}")
+            if values[name] is not None:
+                check_count(f"a phase's {name}", values[name], at_least=1)
 
     @property
     def ends(self) -> str:
@@ -96,7 +93,8 @@ class Phase:
         if self.steps is not None:
             return f"after {self.steps} step{'s' if self.steps > 1 else ''}"
         if self.plateau is not None:
-            return f"when {self.plateau.monitor} is no better for {self.plateau.patience} validations"
+            plural = "s" if self.plateau.patience > 1 else ""
+            return f"when {self.plateau.monitor} is no better for {self.plateau.patience} validation{plural}"
         return "with the fit"
 
     def to_dict(self) -> dict[str, Any]:

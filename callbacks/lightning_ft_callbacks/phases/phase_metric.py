@@ -1,6 +1,10 @@
 """The metric that a phase is judged by."""
 
+import re
+from difflib import get_close_matches
+
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_ft_callbacks.freeze_schedule import FreezeSchedule
 from lightning_ft_callbacks.phases.phase import Phase, Plateau
@@ -30,6 +34,27 @@ def check_metrics(schedule: FreezeSchedule, trainer: Trainer) -> None:
             raise ValueError(
                 f"restore_best needs a metric: phase {number} has no plateau, and no checkpoint callback of the "
                 "trainer has a monitor"
+            )
+
+
+def tell_misspelt(schedule: FreezeSchedule, trainer: Trainer) -> None:
+    """Say which plateaus watch what a sanity check has not logged, though it has logged something named much like it.
+
+    It is no error: a module may log a metric only when it trains, or when it does not check its sanity.
+
+    Args:
+        schedule: The phases.
+        trainer: The trainer, after the check.
+    """
+    logged = sorted(trainer.callback_metrics)
+    for number, phase in enumerate(schedule.phases):
+        if phase.plateau is None or (monitor := phase.plateau.monitor) in logged:
+            continue
+        family = re.split("[/_]", monitor)[0]
+        if near := get_close_matches(monitor, [name for name in logged if re.split("[/_]", name)[0] == family], n=1):
+            rank_zero_info(
+                f"phase {number} watches {monitor!r}, which the sanity check has not logged, but {', '.join(logged)}; "
+                f"did you mean {near[0]!r}?"
             )
 
 

@@ -37,7 +37,7 @@ class PhasedFit:
     Attributes:
         trainer: The trainer; None once it is released.
         schedule: The phases.
-        trained: The names of the blocks that each phase trains, input first.
+        trained: The names of the blocks that each phase trains, input first; not those that the user has frozen.
         progress: Where in the schedule the fit is.
         best: The best weights of the phase.
 
@@ -49,7 +49,6 @@ class PhasedFit:
         self, trainer: Trainer, block_map: BlockMap, schedule: FreezeSchedule, *, restore_best: bool, thaw_frozen: bool
     ) -> None:
         self.schedule = schedule
-        self.trained = schedule.trained(block_map)
         self.progress = PhaseProgress()
         self.best = BestWeights(block_map)
         self.trainer: Trainer | None = trainer
@@ -60,7 +59,9 @@ class PhasedFit:
         check_reachable(trainer, schedule)
         optimizers = [each for optimizer in trainer.optimizers for each in with_wrapped(optimizer)]
         self._freezer = Freezer(block_map, optimizers, thaw_frozen=thaw_frozen)
-        self._freezer.check_trainable(self.trained)
+        matched = schedule.trained(block_map)
+        self._freezer.check_trainable(matched)
+        self.trained = tuple(self._freezer.learning(blocks) for blocks in matched)
         self._freezer.check_held(dict.fromkeys(name for names in self.trained for name in names))
         self._averages: WeightAverages | None = None
         self._changing: set[str] = set()
@@ -93,6 +94,11 @@ class PhasedFit:
                 "transformers' from_pretrained hands a model over; call train() on it before fit to change that"
             )
         return notes
+
+    @property
+    def found_frozen(self) -> bool:
+        """Whether any parameter was frozen before."""
+        return self._freezer.found_frozen
 
     def go_on_after(self, before: "PhasedFit") -> None:
         """Go on where the fit before came to, if that was one of the same module: another begins anew.

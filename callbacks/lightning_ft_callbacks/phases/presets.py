@@ -6,8 +6,8 @@ from lightning_ft_callbacks.phases.phase import Phase
 PRESETS = ("linear_probe", "lp_ft", "gradual", "chain_thaw", "full")
 
 
-def preset_phases(preset: str, block_map: BlockMap) -> list[Phase]:
-    """Return a preset's phases for a module's blocks.
+def preset_phases(preset: str, block_map: BlockMap, *, thaw_frozen: bool = False) -> list[Phase]:
+    """Return a preset's phases for those of a module's blocks that can be trained: no frozen teacher has a phase.
 
     - ``linear_probe``: the last block alone.
     - ``lp_ft``: the last block for an epoch, then all (Kumar et al. 2022, arXiv:2202.10054).
@@ -19,8 +19,10 @@ def preset_phases(preset: str, block_map: BlockMap) -> list[Phase]:
     Args:
         preset: Its name.
         block_map: The blocks.
+        thaw_frozen: Whether parameters that do not require gradients are trained too.
     """
-    names = [_literal(name) for name in block_map.names]
+    learning = [n for n in block_map.names if thaw_frozen or any(p.requires_grad for p in block_map.parameters(n))]
+    names = [_literal(name) for name in learning or block_map.names]
     head, everything = names[-1], Phase(["*"])
     match preset:
         case "linear_probe":

@@ -4,10 +4,13 @@ from math import inf, nan
 from typing import Any
 
 import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from nets import Net, loader, trainer
 
 from lightning_ft_callbacks import FreezeSchedule, GradualUnfreezing, Phase, Plateau
-from lightning_ft_callbacks.phases.reachable import phase_starts
+from lightning_ft_callbacks.phases.reachable import FitLength, phase_starts
 
 EPOCHS = [{"train": ["head"], "epochs": 2}, {"train": ["layers.2", "head"], "epochs": 2}, {"train": ["*"]}]
 
@@ -28,7 +31,9 @@ def fitted(schedule: Any, **options: Any) -> GradualUnfreezing:
         ([Phase(["*"], steps=6), Phase(["*"])], 2, [0, 1.5]),
         ([Phase(["*"], steps=8), Phase(["*"])], 2, [0, None]),
         ([Phase(["*"], steps=2), Phase(["*"], epochs=1), Phase(["*"])], 2, [0, 0.5, 1]),
-        ([Phase(["*"], plateau=Plateau("a")), Phase(["*"], epochs=1), Phase(["*"])], 2, [0, 0, 1]),
+        ([Phase(["*"], plateau=Plateau("a", 1)), Phase(["*"], epochs=1), Phase(["*"])], 4, [0, 2, 3]),
+        ([Phase(["*"], plateau=Plateau("a", 3)), Phase(["*"])], 5, [0, 4]),
+        ([Phase(["*"], plateau=Plateau("a", 3)), Phase(["*"])], 4, [0, None]),
         ([Phase(["*"], epochs=99), Phase(["*"])], inf, [0, 99]),
         ([Phase(["*"], epochs=3), Phase(["*"], epochs=1), Phase(["*"])], 2, [0, None, None]),
         ([*[Phase(["*"], steps=1)] * 4, Phase(["*"])], 1, [0, 0.25, 0.5, 0.75, None]),
@@ -37,19 +42,19 @@ def fitted(schedule: Any, **options: Any) -> GradualUnfreezing:
 def test_a_phase_begins_at_the_earliest_where_those_before_it_end(
     phases: list[Phase], epochs: float, starts: list[float | None]
 ) -> None:
-    assert phase_starts(FreezeSchedule(phases), epochs, steps_per_epoch=4) == starts
+    assert phase_starts(FreezeSchedule(phases), FitLength(epochs, steps_per_epoch=4)) == starts
 
 
 def test_steps_add_up_exactly_over_an_epoch_that_no_float_divides() -> None:
     schedule = FreezeSchedule([*[Phase(["*"], steps=1)] * 10, Phase(["*"])])
-    assert phase_starts(schedule, 1.0, 10.0)[-2:] == [0.9, None]
-    assert phase_starts(schedule, 1.1, 10.0)[-1] == 1.0
+    assert phase_starts(schedule, FitLength(1.0, 10.0))[-2:] == [0.9, None]
+    assert phase_starts(schedule, FitLength(1.1, 10.0))[-1] == 1.0
 
 
 @pytest.mark.parametrize("unknown", [inf, nan])
 def test_where_nobody_knows_an_epochs_steps_the_first_phases_are_reached(unknown: float) -> None:
     schedule = FreezeSchedule([Phase(["*"], epochs=1), Phase(["*"], steps=5)])
-    assert phase_starts(schedule, 2.0, unknown) == [0, 1]
+    assert phase_starts(schedule, FitLength(2.0, unknown)) == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -134,3 +139,71 @@ def test_an_epochs_incomplete_accumulation_is_a_step() -> None:
         fitted(
             [{"train": ["head"], "epochs": 2}, {"train": ["*"]}], max_epochs=9, max_steps=4, accumulate_grad_batches=3
         )
+
+
+def test_a_plateau_that_is_judged_more_often_can_end_earlier() -> None:
+    schedule = FreezeSchedule([Phase(["head"], plateau=Plateau("val/loss", 3)), Phase(["*"])])
+    assert phase_starts(schedule, FitLength(2, 8, epochs_per_validation=0.25)) == [0, 1]
+    fitted(schedule, max_epochs=2, val_check_interval=0.25)
+
+
+def test_a_plateau_that_lasts_longer_than_the_fit_is_an_error() -> None:
+    plateau = {"monitor": "val/loss", "patience": 50}
+    schedule = [{"train": ["head"], "plateau": plateau}, {"train": ["*"]}]
+    with pytest.raises(ValueError, match=r"phase 1 is never reached: .*max_epochs=4, .*no better for 50 validations"):
+        fitted(schedule, max_epochs=4)
+
+
+def test_what_begins_after_a_plateau_is_open_in_the_plan() -> None:
+    plateau = {"monitor": "val/loss", "patience": 1}
+    plan = fitted([{"train": ["head"], "plateau": plateau}, {"train": ["*"]}], max_epochs=4).plan
+    assert plan is not None
+    assert [row[4] for row in plan.rows()] == ["begins", "epoch 0", "open"]
+    assert "open: when a phase before ends" in str(plan)
+
+
+class Stepping(Net):
+    """Steps two optimizers by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        self.manual_backward(super().training_step(batch, batch_idx))
+        for optimizer in self.optimizers():  # type: ignore[union-attr]
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(part.parameters(), lr=0.1) for part in (self.layers, self.head)]
+
+
+def test_nobody_counts_the_steps_of_manual_optimization() -> None:
+    callback = GradualUnfreezing([{"train": ["head"], "steps": 10}, {"train": ["*"]}])
+    trainer(callback, max_epochs=2).fit(Stepping(), loader())
+    assert callback.phase == 1  # 16 steps of two optimizers in 8 batches
+
+
+def test_a_fit_that_ends_before_its_last_phases_says_which_never_began(caplog: pytest.LogCaptureFixture) -> None:
+    plateau = {"monitor": "val/loss", "patience": 1, "mode": "max"}
+    schedule = [{"train": ["head"], "plateau": plateau}, {"train": ["*"], "epochs": 1}, {"train": ["*"]}]
+    with caplog.at_level("INFO"):
+        callback = GradualUnfreezing(schedule)
+        stop = EarlyStopping("val/loss", patience=1, mode="max", min_delta=9.0)
+        trainer(callback, stop, max_epochs=9).fit(Net(), loader(), loader())
+    ends = "when val/loss is no better for 1 validation"
+    told = [record.message for record in caplog.records if "never began" in record.message]
+    assert told == [f"the fit ended in phase 0, which was to end {ends}: phases 1 to 2 never began"]
+
+
+def test_a_fit_that_reached_all_phases_says_nothing_of_them(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        fitted(EPOCHS, max_epochs=5)
+    assert "never began" not in caplog.text
+
+
+def test_where_nothing_is_logged_a_plateau_is_refused() -> None:
+    schedule = [{"train": ["head"], "plateau": {"monitor": "val/loss"}}, {"train": ["*"]}]
+    with pytest.raises(ValueError, match=r"phase 0 can never end: it watches 'val/loss', and .*barebones"):
+        Trainer(callbacks=[GradualUnfreezing(schedule)], accelerator="cpu", barebones=True).fit(Net(), loader())
