@@ -15,7 +15,8 @@ from lightning_ft_callbacks.block_costs import costs_of_fit
 from lightning_ft_callbacks.blocks import BlockSpec
 from lightning_ft_callbacks.freeze_schedule import FreezeSchedule, ScheduleSpec, names_a_file
 from lightning_ft_callbacks.phases.finetuning_scheduler import blocks_of
-from lightning_ft_callbacks.phases.phase_picture import PhasePicture
+from lightning_ft_callbacks.phases.phase_history import PhaseHistory
+from lightning_ft_callbacks.phases.phase_picture import draw
 from lightning_ft_callbacks.phases.phased_fit import PhasedFit
 from lightning_ft_callbacks.phases.reachable import fit_length
 from lightning_ft_callbacks.plan import FineTuningPlan
@@ -66,8 +67,7 @@ class GradualUnfreezing(BlockCallback):
         self.thaw_frozen = thaw_frozen
         self.plan: FineTuningPlan | None = None
         self._fit: PhasedFit | None = None
-        self._picture: PhasePicture | None = None
-        self._outputs: Any = None
+        self._history: PhaseHistory | None = None
         self._restored: dict[str, Any] | None = None
 
     @property
@@ -112,11 +112,13 @@ class GradualUnfreezing(BlockCallback):
         self._fit = PhasedFit(
             trainer, self.block_map, schedule, restore_best=self.restore_best, thaw_frozen=self.thaw_frozen
         )
-        self._picture = PhasePicture(self.block_map.names)
+        history, self._history = self._history, PhaseHistory(self.block_map.names)
         if self._restored is not None:
             self._go_on()
         elif before is not None and trainer.global_step > 0:
             self._fit.go_on_after(before)
+            if history is not None and history.names == self.block_map.names:
+                self._history = history
         if self._fit.found_training:
             # Lightning's hint is meant for modules that somebody forgot in eval mode, and there is none
             warnings.filterwarnings("ignore", message="Found .* in eval mode at the start of training")
@@ -141,6 +143,8 @@ class GradualUnfreezing(BlockCallback):
         if self._fit.advance(trainer.current_epoch, trainer.global_step):
             rank_zero_info(f"phase {self.phase}: training {', '.join(self.trained_blocks)}")
             self._apply(trainer, pl_module)
+        if self._history is not None:
+            self._history.begin(self.phase, trainer.global_step)
         self._fit.before_step()
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
@@ -154,14 +158,17 @@ class GradualUnfreezing(BlockCallback):
         """Make sure of it in manual optimization, of whose backward passes only the batch's end is the end."""
         assert self._fit is not None
         self._fit.after_backward()
-        self._outputs = outputs
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        self._outputs = None
+        if self._history is not None and trainer.loggers and self._history.wants(trainer.global_step):
+            self._history.add(trainer.global_step, self.block_rates(), _loss_of(outputs))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Judge the phase by this validation, if its metric is one of that."""
-        if self._fit is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._fit.after_validation()
+        if self._fit is None or trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        self._fit.after_validation()
+        if self._history is not None and trainer.loggers:
+            self._history.add_validation(trainer.global_step, *self._fit.validated())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Judge the phase by this epoch, if its metric is none of validation."""
@@ -174,17 +181,18 @@ class GradualUnfreezing(BlockCallback):
             return 1.0
         return self._fit.ramp(block, self.ramp_steps)
 
-    def metrics(self, step: int, rates: Mapping[str, float]) -> dict[str, float]:
-        """Return the phase's number, and remember the rates for the picture."""
-        if self._picture is not None:
-            self._picture.add(step, rates, _loss_of(self._outputs))
+    def metrics(self, step: int, rates: Mapping[str, float]) -> dict[str, float]:  # noqa: ARG002
+        """Return the phase's number."""
         return {"phase": float(self.phase)}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Draw losses and the blocks' rates over the fit, ``phases.png``, beside what the first logger writes."""
         folder = trainer.log_dir if trainer.loggers else None  # asked on all ranks, because it is broadcast
-        if self._picture is not None and folder is not None and trainer.is_global_zero and Path(folder).is_dir():
-            self._picture.draw(Path(folder) / "phases.png")
+        if self._history is None or not self._history.steps or folder is None or not trainer.is_global_zero:
+            return
+        Path(folder).mkdir(parents=True, exist_ok=True)  # a fit of few steps may not have logged yet
+        if not draw(self._history, trainer.global_step, Path(folder) / "phases.png"):
+            rank_zero_info("GradualUnfreezing: phases.png wants matplotlib, which is not installed")
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave flags and modes as they were found."""
@@ -201,7 +209,7 @@ class GradualUnfreezing(BlockCallback):
         state = super().state_dict()
         if self._fit is None:
             return state
-        return state | self._fit.state_dict() | ({} if self._picture is None else {"history": self._picture.state()})
+        return state | self._fit.state_dict() | ({} if self._history is None else {"history": self._history.state()})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what ``state_dict`` returned; the next fit goes on from there, or under FSDP2 the one that has begun."""
@@ -234,12 +242,12 @@ class GradualUnfreezing(BlockCallback):
     def _go_on(self) -> None:
         """Take up the checkpoint's phase."""
         assert self._fit is not None
-        assert self._picture is not None
+        assert self._history is not None
         assert self._restored is not None
         state, self._restored = self._restored, None
         self._fit.load_state_dict(state)
         if "history" in state:
-            self._picture.load(state["history"])
+            self._history.load(state["history"])
 
     def _apply(self, trainer: Trainer, module: LightningModule) -> None:
         """Freeze and thaw for the phase, and tell the other callbacks of it."""
@@ -254,10 +262,10 @@ class GradualUnfreezing(BlockCallback):
             self._fit.release()
 
 
-def _loss_of(outputs: Any) -> float:
-    """Return the loss of what a training step gave; NaN where it gave none."""
+def _loss_of(outputs: Any) -> float | Tensor:
+    """Return the loss of what a training step gave, without waiting for it; NaN where it gave none."""
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-    return loss.item() if isinstance(loss, Tensor) and loss.numel() == 1 else nan
+    return loss.detach() if isinstance(loss, Tensor) and loss.numel() == 1 else nan
 
 
 def _cached_samples(trainer: Trainer) -> int | None:
