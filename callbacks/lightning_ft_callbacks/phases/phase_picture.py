@@ -13,7 +13,7 @@ ROW, MOST_HEIGHT = 0.26, 10.0
 DARK, TRAINING = "0.25", "#0072B2"  # colours that all eyes tell apart (Okabe and Ito 2008); markers do it in grey
 VALIDATED: dict[str, Any] = {"color": "#D55E00", "lw": 1.2, "ls": "--", "marker": "o", "ms": 4, "clip_on": False}
 FEW = 60  # steps whose points are seen one by one
-BELOW = 4.0  # how far below the lowest block's peak colours still tell rates apart
+BELOW = 10.0  # how far below the lowest block's peak colours still tell rates apart
 LEAST_LABEL = 0.022  # of the width, that a phase's number takes
 
 
