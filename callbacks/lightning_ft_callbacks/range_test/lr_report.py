@@ -85,21 +85,18 @@ class LRReport:
 
 
 def trained_part(trainer: Trainer, module: LightningModule) -> str:
-    """Return what of a module is trained now, in words: ``"all of Net"``, ``"head"``."""
+    """Return what of a module is trained now, in words: ``"all"``, ``"head"``."""
     total = sum(parameter.numel() for parameter in module.parameters())
     trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
     if trained == total:
         return "all"
     callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-    block_map: Any = next((one for c in callbacks if (one := getattr(c, "block_map", None)) is not None), None)
-    names = [
-        name
-        for name in (block_map.names if block_map is not None else ())
-        if any(parameter.requires_grad for parameter in block_map.parameters(name))
-    ]
-    if not names:
+    maps: list[Any] = [one for c in callbacks if (one := getattr(c, "block_map", None)) is not None]
+    if not maps:
         return f"{trained:,} of {total:,} parameters"
-    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}, {len(names)} of {len(block_map.names)} blocks"
+    blocks = maps[0]
+    names = [name for name in blocks.names if any(parameter.requires_grad for parameter in blocks.parameters(name))]
+    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}, {len(names)} of {len(blocks.names)} blocks"
 
 
 def rows(entry: dict[str, Any]) -> list[tuple[str, str, str]]:
