@@ -153,8 +153,8 @@ class BlockCallback(Callback):
         ``head/pg1``.
         """
         rates: dict[str, float] = {}
-        several = len(self._rates) > 1
-        for number, view in enumerate(self._rates):
+        several = len(self._shared_rates) > 1
+        for number, view in enumerate(self._shared_rates):
             for name, by_group in view.rates().items():
                 if len(set(by_group.values())) == 1 and rates.get(name, rate := next(iter(by_group.values()))) == rate:
                     rates[name] = rate

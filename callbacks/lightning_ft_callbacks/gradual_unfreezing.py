@@ -17,8 +17,9 @@ from lightning_ft_callbacks.given_values import check_count, check_switch
 from lightning_ft_callbacks.optimizers import check_scalable
 from lightning_ft_callbacks.phases.eval_mode_hint import EvalModeHint
 from lightning_ft_callbacks.phases.finetuning_scheduler import blocks_of
+from lightning_ft_callbacks.phases.phase_history import PhaseHistory
 from lightning_ft_callbacks.phases.phase_metric import tell_misspelt
-from lightning_ft_callbacks.phases.phase_picture import PhasePicture
+from lightning_ft_callbacks.phases.phase_picture import draw
 from lightning_ft_callbacks.phases.phased_fit import PhasedFit
 from lightning_ft_callbacks.phases.reachable import FitLength, tell_unreached
 from lightning_ft_callbacks.phases.without_effect import tell_without_effect
@@ -71,9 +72,8 @@ class GradualUnfreezing(BlockCallback):
         self.thaw_frozen = thaw_frozen
         self.plan: FineTuningPlan | None = None
         self._fit: PhasedFit | None = None
-        self._picture: PhasePicture | None = None
         self._hint = EvalModeHint()
-        self._outputs: Any = None
+        self._history: PhaseHistory | None = None
         self._restored: dict[str, Any] | None = None
 
     @property
@@ -120,11 +120,13 @@ class GradualUnfreezing(BlockCallback):
         self._fit = PhasedFit(
             trainer, self.block_map, schedule, restore_best=self.restore_best, thaw_frozen=self.thaw_frozen
         )
-        self._picture = PhasePicture(self.block_map.names)
+        history, self._history = self._history, PhaseHistory(self.block_map.names)
         if self._restored is not None:
             self._go_on()
         elif before is not None and trainer.global_step > 0:
             self._fit.go_on_after(before)
+            if history is not None and history.names == self.block_map.names:
+                self._history = history
         length = FitLength.of(trainer)
         tell_without_effect(
             self._fit, length, self.ramp_steps, restore_best=self.restore_best, thaw_frozen=self.thaw_frozen
@@ -160,6 +162,8 @@ class GradualUnfreezing(BlockCallback):
         if trains and self._fit.advance(trainer.current_epoch, trainer.global_step):
             self._tell_phase()
             self._apply(trainer, pl_module)
+        if self._history is not None:
+            self._history.begin(self.phase, trainer.global_step)
         self._fit.before_step()
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:  # noqa: ARG002
@@ -182,14 +186,17 @@ class GradualUnfreezing(BlockCallback):
         """Make sure of it in manual optimization, of whose backward passes only the batch's end is the end."""
         assert self._fit is not None
         self._fit.after_backward()
-        self._outputs = outputs
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        self._outputs = None
+        if self._history is not None and trainer.loggers and self._history.wants(trainer.global_step):
+            self._history.add(trainer.global_step, self.block_rates(), _loss_of(outputs))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Judge the phase by this validation, if its metric is one of that."""
-        if self._fit is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._fit.after_validation()
+        if self._fit is None or trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        self._fit.after_validation()
+        if self._history is not None and trainer.loggers:
+            self._history.add_validation(trainer.global_step, *self._fit.validated())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Judge the phase by this epoch, if its metric is none of validation."""
@@ -202,17 +209,13 @@ class GradualUnfreezing(BlockCallback):
             return 1.0
         return self._fit.ramp(block, self.ramp_steps)
 
-    def metrics(self, step: int, rates: Mapping[str, float]) -> dict[str, float]:
-        """Return the phase's number, and remember the rates for the picture."""
-        if self._picture is not None:
-            self._picture.add(step, rates, _loss_of(self._outputs))
+    def metrics(self, step: int, rates: Mapping[str, float]) -> dict[str, float]:  # noqa: ARG002
+        """Return the phase's number."""
         return {"phase": float(self.phase)}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Draw losses and the blocks' rates over the fit, ``phases.png``, beside what the first logger writes."""
-        folder = trainer.log_dir if trainer.loggers else None  # asked on all ranks, because it is broadcast
-        if self._picture is not None and folder is not None and trainer.is_global_zero and Path(folder).is_dir():
-            self._picture.draw(Path(folder) / "phases.png")
+        """Draw losses and the blocks' rates over the fit, ``phases.png``; say which phases never began."""
+        self._draw(trainer)
         if self._fit is not None and trainer.global_step > 0:  # a range test ends without a step
             tell_unreached(self._fit.schedule, self.phase)
 
@@ -231,7 +234,7 @@ class GradualUnfreezing(BlockCallback):
         state = super().state_dict()
         if self._fit is None:
             return state
-        return state | self._fit.state_dict() | ({} if self._picture is None else {"history": self._picture.state()})
+        return state | self._fit.state_dict() | ({} if self._history is None else {"history": self._history.state()})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take what ``state_dict`` returned; the next fit goes on from there, or under FSDP2 the one that has begun."""
@@ -277,12 +280,12 @@ class GradualUnfreezing(BlockCallback):
     def _go_on(self) -> None:
         """Take up the checkpoint's phase."""
         assert self._fit is not None
-        assert self._picture is not None
+        assert self._history is not None
         assert self._restored is not None
         state, self._restored = self._restored, None
         self._fit.load_state_dict(state)
         if "history" in state:
-            self._picture.load(state["history"])
+            self._history.load(state["history"])
 
     def _apply(self, trainer: Trainer, module: LightningModule) -> None:
         """Freeze and thaw for the phase, and tell the other callbacks of it."""
@@ -292,16 +295,25 @@ class GradualUnfreezing(BlockCallback):
             if callable(told := getattr(callback, "on_phase_start", None)):
                 told(trainer, module, self.phase)
 
+    def _draw(self, trainer: Trainer) -> None:
+        """Draw the picture beside what the first logger writes."""
+        folder = trainer.log_dir if trainer.loggers else None  # asked on all ranks, because it is broadcast
+        if self._history is None or not self._history.steps or folder is None or not trainer.is_global_zero:
+            return
+        Path(folder).mkdir(parents=True, exist_ok=True)  # a fit of few steps may not have logged yet
+        if not draw(self._history, trainer.global_step, Path(folder) / "phases.png"):
+            rank_zero_info("GradualUnfreezing: phases.png wants matplotlib, which is not installed")
+
     def _release(self) -> None:
         self._hint.release()
         if self._fit is not None:
             self._fit.release()
 
 
-def _loss_of(outputs: Any) -> float:
-    """Return the loss of what a training step gave; NaN where it gave none."""
+def _loss_of(outputs: Any) -> float | Tensor:
+    """Return the loss of what a training step gave, without waiting for it; NaN where it gave none."""
     loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-    return loss.item() if isinstance(loss, Tensor) and loss.numel() == 1 else nan
+    return loss.detach() if isinstance(loss, Tensor) and loss.numel() == 1 else nan
 
 
 def _cached_samples(trainer: Trainer) -> int | None:

@@ -168,6 +168,28 @@ class LRCurve:
             return f"the test has {num_known} points to look at, fewer than {FEWEST}"
         return "the loss does not fall by more than its noise at any rate"
 
+    def plot(self, method: str = "auto") -> Any:
+        """Return a matplotlib figure of the losses with what they suggest, which notebooks show.
+
+        Args:
+            method: Whose suggestion stands out.
+
+        Raises:
+            ImportError: Without matplotlib.
+            ValueError: If the method is unknown, with the nearest one.
+        """
+        from lightning_ft_callbacks.range_test.lr_picture import figure_of
+
+        return figure_of(self, method, self.suggest(method))
+
+    def __repr__(self) -> str:
+        """Return the range of rates, and what they suggest."""
+        if not len(self.lrs):
+            return "LRCurve(no steps)"
+        rate = self.suggest()
+        said = self.why_not if rate is None else f"suggests {rate:.2g}"
+        return f"LRCurve({len(self.lrs)} steps from {self.lrs[0]:.2g} to {self.lrs[-1]:.2g}; {said})"
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data, as ``lr_finder.json`` has it."""
         numbers = {name: [_number(v) for v in getattr(self, name).tolist()] for name in ("lrs", "losses", "raw")}

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_ft_callbacks.base_rates import scale_base
 from lightning_ft_callbacks.block_callback import BlockCallback, at_full_rates, reference_rate
 from lightning_ft_callbacks.lr_curve import LRCurve, check_method
-from lightning_ft_callbacks.range_test.lr_report import LRReport, progress
+from lightning_ft_callbacks.range_test.lr_report import LRReport, progress, trained_part
 from lightning_ft_callbacks.range_test.range_test import RangeTest
 from lightning_ft_callbacks.range_test.short_list import course, scores, walk
 from lightning_ft_callbacks.range_test.trial_fit import trial_fit
@@ -182,7 +182,10 @@ class LRFinder(Callback):
         self.found = found = trainer.strategy.broadcast(self.curve.suggest(self.suggestion))
         self.factor = None if found is None else found / before
         self._tested.append(self._phase)
-        self._report.add(trainer, self.curve, self.suggestion, found, before, phase=self._phase, applied=self.apply)
+        tested = trained_part(trainer, module)
+        self._report.add(
+            trainer, self.curve, self.suggestion, found, before, phase=self._phase, applied=self.apply, tested=tested
+        )
         if found is None:
             rank_zero_info(f"LRFinder: {self.curve.why_not}; the learning rate stays {before:.3g}")
         elif self.apply:

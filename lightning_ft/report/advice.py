@@ -79,6 +79,28 @@ def no_better_than_guessing(
     )
 
 
+def phases_never_began(phases: Sequence[Phase], num_planned: int, *, early: bool = False) -> Advice | None:
+    """Advise to end phases sooner where the fit was over before the last ones could begin.
+
+    Args:
+        phases: The phases that the fit came to.
+        num_planned: The phases of its schedule.
+        early: Whether a callback may have stopped the fit.
+    """
+    last = phases[-1]
+    missing = [str(number) for number in range(last.number + 1, num_planned)]
+    if not missing:
+        return None
+    named = f"Phase {missing[0]}" if len(missing) == 1 else f"Phases {', '.join(missing[:-1])} and {missing[-1]}"
+    stopped = ", and EarlyStopping more patience than a phase" if early else ""
+    return Advice(
+        f"{named} never began: end phase {last.number} after a number of epochs, or give its plateau less "
+        f"patience{stopped}.",
+        f"The schedule has {num_planned} phases, and the fit ended in phase {last.number}, after "
+        f"{_counted(last.num_epochs, 'validation')} in it.",
+    )
+
+
 def still_improving(
     validations: Sequence[Validation], score: str, noise: float | None, *, low: bool, early: bool = False
 ) -> Advice | None:
@@ -91,7 +113,7 @@ def still_improving(
         score: Name of the score.
         noise: Its standard error; None where it is not known.
         low: Whether low values of it are better.
-        early: Whether the run was stopped by a callback that saw enough.
+        early: Whether something other than its length ended the run, or kept it from its later phases.
     """
     values = [(-value if low else value) for value in scores_of(validations, score)]
     if early or len(values) < 3:
@@ -116,8 +138,9 @@ def overfitting(validations: Sequence[Validation]) -> Advice | None:
     rise = found[-1][1] / lowest - 1 if lowest > 0 else 0.0
     if len(found) - 1 - best < 2 or rise <= RISE:
         return None
+    enough = "1 epoch is" if epoch == 0 else f"{epoch + 1} epochs are"
     return Advice(
-        f"It was overfitting at the end: {epoch + 1} epochs are enough, or use more data, dropout or weight decay.",
+        f"It was overfitting at the end: {enough} enough, or use more data, dropout or weight decay.",
         f"The validation loss was lowest in epoch {epoch} ({lowest:.4g}) and is {rise:.0%} higher in epoch "
         f"{found[-1][0]}.",
     )
@@ -241,6 +264,10 @@ def duration(seconds: float) -> str:
 def shortened(text: str, most: int = 40) -> str:
     """Return a text of so many characters at most."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _blocks(number: int) -> str:

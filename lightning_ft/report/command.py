@@ -8,6 +8,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lightning_ft.report.page import run_page, runs_page
 from lightning_ft.report.story import story
 from lightning_ft.run.finished_run import find_run
+from lightning_ft.run.folder import CONFIG
 from lightning_ft_callbacks.whole_file import write_whole
 
 REPORT = "report.html"
@@ -72,6 +73,11 @@ def report(runs: Sequence[str | Path], output: str | Path | None = None, *, safe
         raise ValueError(f"a report is written as .html, but the file is {str(file)!r}")
     if output is not None and not file.parent.is_dir():
         raise FileNotFoundError(f"output: no such folder: {str(file.parent)!r}")
+    for folder in folders:
+        if not (folder / CONFIG).exists() and (inside := len([*folder.glob(f"*/{CONFIG}")])):
+            raise FileNotFoundError(
+                f"{str(folder)!r} is no run's folder, but the folder of {inside} of them; did you mean {folder}/*?"
+            )
     told = [story(folder, safe=safe) for folder in folders]
     html = run_page(told[0]) if len(told) == 1 else runs_page(told)
     write_whole(file, html)

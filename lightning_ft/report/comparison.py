@@ -94,10 +94,20 @@ def _flat(config: Any, prefix: str = "") -> dict[str, str]:
     if isinstance(config, Mapping):
         inner = config.items()
     elif isinstance(config, list) and any(isinstance(one, Mapping) for one in config):
-        inner = ((str(index), one) for index, one in enumerate(config))
+        inner = zip(_named(config), config, strict=True)
     else:
         return {prefix.rstrip("."): str(config)}
     return {key: value for name, one in inner for key, value in _flat(one, f"{prefix}{name}.").items()}
+
+
+def _named(parts: Sequence[Any]) -> list[str]:
+    """Return what tells the parts of a list apart: their classes, which other runs have at other places, or places."""
+    names: list[str] = []
+    for index, part in enumerate(parts):
+        path = part.get("class_path", "") if isinstance(part, Mapping) else ""
+        name = str(path).rpartition(".")[2] or str(index)
+        names.append(f"{name}_{index}" if name in names else name)
+    return names
 
 
 def _number(value: float | None) -> str:

@@ -49,6 +49,7 @@ class RunRecord:
         data: Fingerprint of each data file's content.
         seed: The seed; None where none was set.
         finished: Whether the fit came to its end.
+        num_planned: Phases of its schedule, those too that it did not come to; 0 where nothing has phases.
     """
 
     phases: list[PhaseRecord] = field(default_factory=list)
@@ -62,6 +63,7 @@ class RunRecord:
     data: dict[str, str] = field(default_factory=dict)
     seed: int | None = None
     finished: bool = False
+    num_planned: int = 0
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "RunRecord":

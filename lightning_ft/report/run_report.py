@@ -71,6 +71,7 @@ class RunReport(Callback):
         files = getattr(data, "files", {})
         self.record.data = {part: fingerprint(file) for part, file in files.items() if file is not None}
         self.record.seed = getattr(data, "seed", None)
+        self.record.num_planned = max((_num_planned(callback) for callback in _callbacks(trainer)), default=0)
         self.record.finished = False
         self.record.write(self.folder)
 
@@ -179,6 +180,12 @@ def process_bytes() -> int | None:
     with suppress(OSError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return None
+
+
+def _num_planned(callback: Any) -> int:
+    """Return the phases of a callback's schedule; 0 where it has none."""
+    to_come = getattr(callback, "phases_to_come", None)
+    return callback.phase + len(to_come) if to_come else 0
 
 
 def _versions() -> dict[str, str]:

@@ -195,10 +195,15 @@ def _advised(told: Story) -> Story:
     trained = {name for phase in told.phases for name in phase.trained}
     early = any("EarlyStopping" in str(one) for one in _callbacks(told.config))
     validations = told.history.validations
+    num_planned = 0 if told.record is None else told.record.num_planned
+    unreached = rules.phases_never_began(told.phases, num_planned, early=early)
     said = rules.advice(
         lambda: rules.no_better_than_guessing(told.score, told.value, told.guessing, told.noise),
+        lambda: unreached,
         lambda: rules.last_phase_gained_nothing(told.phases, told.score, told.noise),
-        lambda: rules.still_improving(validations, told.score, told.noise, low=told.low, early=early),
+        lambda: rules.still_improving(
+            validations, told.score, told.noise, low=told.low, early=early or bool(unreached)
+        ),
         lambda: rules.overfitting(validations),
         lambda: rules.never_predicted(
             [one.name for one in told.classes],

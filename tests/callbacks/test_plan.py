@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_ft_callbacks import BlockMap, DiscriminativeLR, FineTuningPlan, GradualUnfreezing, Phase, Plateau
 from lightning_ft_callbacks.block_costs import BlockCosts, count_costs
-from lightning_ft_callbacks.phases.phase_picture import PhasePicture
 
 COSTS = BlockCosts({"a": 10, "b": 20, "c": 30, "d": 0}, {"a": 1, "b": 2, "c": 4, "d": 8}, other=0)
 
@@ -296,44 +295,3 @@ def test_a_step_that_does_not_run_on_a_copy_costs_nobody_anything(capsys: pytest
 
     trainer(GradualUnfreezing("full"), max_epochs=1).fit(Picky(), loader())
     assert "time: not counted for this module" in capsys.readouterr().out
-
-
-def test_the_picture_is_drawn_beside_the_log(tmp_path: Any) -> None:
-    from PIL import Image
-
-    logger = CSVLogger(tmp_path)
-    trainer(GradualUnfreezing(), DiscriminativeLR(0.5), max_epochs=4, logger=logger).fit(Net(), loader())
-    with Image.open(tmp_path / "lightning_logs" / "version_0" / "phases.png") as picture:
-        pixels = torch.tensor(list(picture.convert("RGB").getdata()))
-    assert len(pixels.unique(dim=0)) > 20  # drawn, and in colours
-
-
-def test_the_picture_shows_the_first_block_lowest(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from matplotlib.axes import Axes
-
-    drawn: list[Any] = []
-    real = Axes.pcolormesh
-    monkeypatch.setattr(Axes, "pcolormesh", lambda *args, **options: (drawn.append(args), real(*args, **options))[1])
-    picture = PhasePicture(["low", "head"])
-    picture.add(1, {"head": 0.1})
-    picture.add(2, {"low": 0.05, "head": 0.2})
-    assert picture.draw(tmp_path / "phases.png")
-    axes, edges, _, values = drawn[0]  # the next is the colour bar
-    assert list(edges)[:2] == [1, 2]
-    assert values[1].tolist() == [0.1, 0.2]
-    assert np.isnan(values[0, 0])
-    assert values[0, 1] == 0.05
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["low", "head"]
-
-
-def test_a_resumed_run_draws_the_whole_fit(tmp_path: Any) -> None:
-    first = GradualUnfreezing()
-    fit = trainer(first, max_epochs=2, logger=CSVLogger(tmp_path / "a"))
-    fit.fit(Net(), loader())
-    fit.save_checkpoint(tmp_path / "two.ckpt")
-    second = GradualUnfreezing()
-    trainer(second, max_epochs=4, logger=CSVLogger(tmp_path / "b")).fit(
-        Net(), loader(), ckpt_path=tmp_path / "two.ckpt", weights_only=True
-    )
-    assert second._picture is not None
-    assert second._picture.steps == list(range(1, 17))

@@ -235,6 +235,14 @@ class PhasedFit:
         if due or metric.monitor in self.trainer.callback_metrics:
             self._judge(metric)
 
+    def validated(self) -> tuple[dict[str, float], str | None]:
+        """Return what the validation that ends has logged, in that order, and the metric that judges the phase."""
+        assert self.trainer is not None
+        names = validation_metrics(self.trainer)
+        metric = metric_of(self.schedule.phases[self.progress.phase], self.trainer)
+        found = {name: value.item() for name, value in self.trainer.callback_metrics.items() if name in names}
+        return found, None if metric is None else metric.monitor
+
     def release(self) -> None:
         """Leave flags and modes as they were found, once: later they are the user's."""
         if self.trainer is None:

@@ -7,11 +7,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_ft_callbacks.lr_curve import LRCurve
+from lightning_ft_callbacks.range_test.lr_picture import figure_of
 from lightning_ft_callbacks.whole_file import whole_file, write_whole
 
 FILE, PICTURE = "lr_finder.json", "lr_finder.png"
@@ -37,6 +38,7 @@ class LRReport:
         *,
         phase: int,
         applied: bool,
+        tested: str = "",
     ) -> None:
         """Print a test's candidates, draw its curve, and write both into the run's folder.
 
@@ -48,11 +50,13 @@ class LRReport:
             before: The rate that the user chose.
             phase: The phase of GradualUnfreezing, from 0.
             applied: Whether the fit goes on at the rate found.
+            tested: What was trained in the test, in words.
         """
         folder = trainer.log_dir if trainer.loggers else None  # asked on all ranks, because it is broadcast
         entry = {
             "phase": phase,
             "step": trainer.global_step,
+            "tested": tested,
             "method": method,
             "lr": found,
             "lr_before": before,
@@ -70,11 +74,29 @@ class LRReport:
             place.mkdir(parents=True, exist_ok=True)
             write_whole(place / FILE, json.dumps({"tests": self.entries}, indent=1) + "\n")
             picture = place / (PICTURE if len(self.entries) == 1 else f"lr_finder_phase_{phase}.png")
-            figure = draw(curve, method, found)
-            if figure is not None:
-                with whole_file(picture) as partial:
-                    figure.savefig(partial, dpi=120, format="png")
-                _log(trainer, figure, picture)
+            try:
+                figure = figure_of(curve, method, found, before, tested)
+            except ImportError:
+                rank_zero_info(f"LRFinder: {picture.name} wants matplotlib, which is not installed")
+                return
+            with whole_file(picture) as partial:
+                figure.savefig(partial, dpi=120, format="png")
+            _log(trainer, figure, picture)
+
+
+def trained_part(trainer: Trainer, module: LightningModule) -> str:
+    """Return what of a module is trained now, in words: ``"all"``, ``"head"``."""
+    total = sum(parameter.numel() for parameter in module.parameters())
+    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    if trained == total:
+        return "all"
+    callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    maps: list[Any] = [one for c in callbacks if (one := getattr(c, "block_map", None)) is not None]
+    if not maps:
+        return f"{trained:,} of {total:,} parameters"
+    blocks = maps[0]
+    names = [name for name in blocks.names if any(parameter.requires_grad for parameter in blocks.parameters(name))]
+    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}, {len(names)} of {len(blocks.names)} blocks"
 
 
 def rows(entry: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -109,41 +131,6 @@ def show(entry: dict[str, Any]) -> None:
     for row in rows(entry):
         table.add_row(*(row if tried else row[:2]))
     Console().print(table)
-
-
-def draw(curve: LRCurve, method: str, found: float | None) -> Any:
-    """Return a figure of the losses, smoothed and as they were, with what is suggested; None without matplotlib."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return None
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes: Any = figure.add_subplot()
-    axes.plot(curve.lrs, curve.raw, ".", color="0.75", label="loss of a step")
-    axes.plot(curve.lrs, curve.losses, color="C0", label="smoothed")
-    tried = {lr: losses.mean().item() for lr, losses in curve.trials.items() if losses.isfinite().all()}
-    if tried:
-        axes.plot(list(tried), list(tried.values()), "D", color="C2", label="loss after a trial")
-    losses = torch.tensor([*curve.known[1].tolist(), *tried.values()])
-    if len(losses):
-        low, high = losses.min().item(), losses.max().item()
-        axes.set_ylim(low - 0.15 * (high - low + 1e-12), high + 0.35 * (high - low + 1e-12))
-    if (interval := curve.interval()) is not None:
-        axes.axvspan(*interval, color="C1", alpha=0.15, label="half to nine tenths of the fall")
-    for name, lr in curve.suggestions().items():
-        chosen = name == method
-        axes.axvline(lr, color="C1" if chosen else "0.6", lw=2 if chosen else 1, ls="-" if chosen else ":")
-        axes.annotate(
-            f"{name} {lr:.1e}", (lr, 1), xycoords=("data", "axes fraction"), rotation=90, va="top", fontsize=7
-        )
-    axes.set_xscale("log")
-    axes.set_xlabel("learning rate")
-    axes.set_ylabel("training loss")
-    axes.set_title("no learning rate stands out" if found is None else f"learning rate {found:.2e}")
-    axes.legend(fontsize=8, loc="lower left")
-    return figure
 
 
 @contextmanager

@@ -59,10 +59,23 @@ def test_a_run_whose_last_epoch_is_best_by_more_than_the_noise_is_to_go_on(low, 
     assert advice.still_improving([found[1], found[0], found[2]], "val/x", None, low=low) is None
 
 
+def test_phases_that_never_began_are_told_instead_of_asking_for_more_epochs():
+    said = advice.phases_never_began([FIRST, SECOND], 4)
+    assert said.sentence == (
+        "Phases 2 and 3 never began: end phase 1 after a number of epochs, or give its plateau less patience."
+    )
+    assert said.evidence == "The schedule has 4 phases, and the fit ended in phase 1, after 1 validation in it."
+    assert advice.phases_never_began([FIRST], 2, early=True).sentence.startswith("Phase 1 never began")
+    assert "EarlyStopping more patience" in advice.phases_never_began([FIRST], 2, early=True).sentence
+    assert advice.phases_never_began([FIRST, SECOND], 2) is None
+    assert advice.phases_never_began([FIRST], 0) is None  # nothing is known of a schedule
+
+
 def test_a_loss_that_has_risen_for_two_validations_tells_of_overfitting():
     said = advice.overfitting(validations("val/loss", 1.0, 0.5, 0.52, 0.53))
     assert "2 epochs are enough" in said.sentence
     assert "lowest in epoch 1 (0.5) and is 6% higher in epoch 3" in said.evidence
+    assert "1 epoch is enough" in advice.overfitting(validations("val/loss", 0.5, 0.52, 0.53)).sentence
     assert advice.overfitting(validations("val/loss", 1.0, 0.5, 0.52, 0.52)) is None
     assert advice.overfitting(validations("val/loss", 1.0, 0.6, 0.5, 0.9)) is None
 

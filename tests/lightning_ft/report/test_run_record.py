@@ -8,6 +8,7 @@ from report_parts import fit, text_recipe
 
 from lightning_ft.report.fingerprint import fingerprint
 from lightning_ft.report.record import RunRecord
+from lightning_ft.report.story import story
 
 
 def test_each_phase_has_its_blocks_its_time_and_its_memory(run, table):
@@ -24,6 +25,7 @@ def test_each_phase_has_its_blocks_its_time_and_its_memory(run, table):
     assert record.data == {"train": fingerprint(table)}
     assert record.versions["torch"] == torch.__version__.partition("+")[0] or record.versions["torch"]
     assert record.seed == 1
+    assert record.num_planned == 2
     assert record.finished
 
 
@@ -41,9 +43,21 @@ def test_a_resumed_run_has_the_record_of_one_that_never_stopped(run, tiny_bert, 
     assert [(one.phase, one.first_step, one.trained) for one in resumed.phases] == [
         (one.phase, one.first_step, one.trained) for one in whole.phases
     ]
+    assert resumed.num_planned == whole.num_planned == 2
     assert resumed.phases[0].seconds == first.phases[0].seconds
     assert resumed.phases[1].seconds > first.phases[1].seconds
     assert [step for step, _ in resumed.rates] == [step for step, _ in whole.rates]
+
+
+def test_phases_that_a_plateau_kept_away_are_advice(tiny_bert, table, tmp_path):
+    recipe = text_recipe(tiny_bert, table, epochs=2)
+    phases = [{"train": ["head"], "plateau": {"monitor": "val/loss", "patience": 5}}, {"train": ["*"]}]
+    recipe["trainer"]["callbacks"][0]["init_args"]["schedule"] = phases
+    folder = fit(recipe, tmp_path, "--report.at_end", "false")
+    assert RunRecord.read(folder).num_planned == 2
+    said = [one.sentence for one in story(folder).advice]
+    assert any(sentence.startswith("Phase 1 never began") for sentence in said)
+    assert not any("train for more epochs" in sentence for sentence in said)
 
 
 def test_a_record_is_the_same_after_reading(run, tmp_path):
