@@ -27,7 +27,7 @@ from lightning_ft_callbacks.plan import FineTuningPlan
 
 
 class GradualUnfreezing(BlockCallback):
-    """Freeze blocks of any LightningModule, and thaw or freeze them again by a schedule.
+    """Freeze blocks of any LightningModule, and thaw or freeze them again by a schedule; a trainer takes one of these.
 
     The optimizer is the user's own, with all parameters: a frozen one has no gradient, so it is passed over. A phase
     ends at the start of a training batch, so that a run resumed from any checkpoint goes on as one never stopped. At
