@@ -86,13 +86,14 @@ def _name(model: nn.Module, paths: Sequence[str], others: Sequence[str], end: st
 
     That is its largest layer's or, between the ends, the parent's that it has for itself, or its largest part's.
     """
-    layers = [path for path in paths if path.rpartition(".")[2].isdigit() and not is_no_layer(_part(model, path))]
+    parts = [path for path in paths if not is_no_layer(_part(model, path))] or paths
+    layers = [path for path in parts if path.rpartition(".")[2].isdigit()]
     if not layers and end:
         return name_of(paths, end)
-    common = _common_parent([path for path in paths if not is_no_layer(_part(model, path))] or paths)
+    common = _common_parent(parts)
     if not layers and common and not any(path.startswith(f"{common}.") for path in others):
         return common
-    return max(layers or paths, key=lambda path: _size(model, path))
+    return max(layers or parts, key=lambda path: _size(model, path))
 
 
 def _common_parent(paths: Sequence[str]) -> str:
