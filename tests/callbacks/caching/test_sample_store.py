@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
-from lightning_ft_callbacks.caching.identified_batches import whole_data
+from lightning_ft_callbacks.caching.augmented_views import whole_data
 from lightning_ft_callbacks.caching.kept_caches import digest, is_whole, num_held
 from lightning_ft_callbacks.caching.prefix_lines import PrefixWeights, lines_worth_keeping
 from lightning_ft_callbacks.caching.prefix_watch import smaller
@@ -142,7 +142,7 @@ def test_masks_with_holes_are_refused() -> None:
 def filled(folder: StoreFolder, ids: list[int], fingerprint: str = "name") -> SampleStore:
     """Return a store of six samples, some of which were put into it."""
     samples, tensor = images(ids or [0])
-    store = folder.store("training", 6, [SampleShape(tensor, samples)], None, 4000, fingerprint)
+    store = folder.store("training", 6, [SampleShape(tensor, samples)], None, 4000, fingerprint, lambda _: True)
     if ids:
         store.put(samples, [tensor])
     return store
@@ -151,7 +151,7 @@ def filled(folder: StoreFolder, ids: list[int], fingerprint: str = "name") -> Sa
 def test_a_finished_store_is_whole_until_a_byte_of_it_changes(tmp_path: Path) -> None:
     folder = StoreFolder(tmp_path, "1", Budget(0), keep=True)
     folder.close(filled(folder, [0, 1]))
-    kept = tmp_path / "name"
+    kept = tmp_path / "name-0"
     described = json.loads((kept / "manifest.json").read_text())["store"]
     assert is_whole(kept, described)
     assert num_held(kept, described) == 2
@@ -166,24 +166,36 @@ def test_a_finished_store_is_whole_until_a_byte_of_it_changes(tmp_path: Path) ->
 def test_a_later_fit_begins_with_what_is_kept_adds_to_it_and_changes_no_byte_of_it(tmp_path: Path) -> None:
     for number, ids in enumerate(([0, 1], [1, 2], [5])):
         folder = StoreFolder(tmp_path, f"{number}", Budget(0), keep=True)
-        before = {path.name: path.read_bytes() for path in (tmp_path / "name").glob("segment-*.bin")}
+        before = {path.name: path.read_bytes() for path in (tmp_path / "name-0").glob("segment-*.bin")}
         folder.close(filled(folder, ids))
         folder.remove()
-        assert before.items() <= {path.name: path.read_bytes() for path in (tmp_path / "name").iterdir()}.items()
-    assert [path.name for path in tmp_path.iterdir()] == ["name"]
+        assert before.items() <= {path.name: path.read_bytes() for path in (tmp_path / "name-0").iterdir()}.items()
+    assert [path.name for path in tmp_path.iterdir()] == ["name-0"]
     store = filled(StoreFolder(tmp_path, "4", Budget(0), keep=True), [])
     samples, tensor = images([0, 1, 2, 5])
     assert store.num_held == 4
     assert torch.equal(store.get(samples)[0], tensor)
 
 
-def test_two_fits_at_once_keep_what_both_hold(tmp_path: Path) -> None:
+def test_two_fits_at_once_keep_each_what_it_holds(tmp_path: Path) -> None:
     folders = [StoreFolder(tmp_path, token, Budget(0), keep=True) for token in ("1", "2")]
     stores = [filled(folder, ids) for folder, ids in zip(folders, ([0, 1, 2], [2, 4]), strict=True)]
     for folder, store in zip(folders, stores, strict=True):
         folder.close(store)
         folder.remove()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["name-0", "name-1"]
     store = filled(StoreFolder(tmp_path, "3", Budget(0), keep=True), [])
+    samples, tensor = images([0, 1, 2])  # of two whose values are proven, that which holds more
+    assert store.num_held == 3
+    assert torch.equal(store.get(samples)[0], tensor)
+
+
+def test_what_a_fit_holds_twice_is_kept_as_one_where_it_is_proven_to_be_the_same(tmp_path: Path) -> None:
+    folder = StoreFolder(tmp_path, "1", Budget(0), keep=True)
+    for store in [filled(folder, ids) for ids in ([0, 1, 2], [2, 4])]:
+        folder.close(store)
+    folder.remove()
+    store = filled(StoreFolder(tmp_path, "2", Budget(0), keep=True), [])
     samples, tensor = images([0, 1, 2, 4])
     assert store.num_held == 4
     assert torch.equal(store.get(samples)[0], tensor)
