@@ -1,4 +1,4 @@
-"""Train with a cache that is kept in a folder: ``kept_runs.py FOLDER OUTPUT [--devices N] [--slow SECONDS] [--logs]``."""
+"""Train with a cache that is kept in a folder: ``kept_runs.py FOLDER OUTPUT [OPTION]``."""
 
 import argparse
 import json
