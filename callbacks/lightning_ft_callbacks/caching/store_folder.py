@@ -176,7 +176,12 @@ class StoreFolder:
         return None, None
 
     def _values_of_this_fit(self, fingerprint: str, proven: Callable[[SampleStore], bool]) -> _Values | None:
-        """Return the values of a store that this fit is filling, where they are proven to be the same."""
+        """Return the values of a store that this fit is filling, where they are proven to be the same.
+
+        Not with several processes, which may find it filled differently, and would not all run the step.
+        """
+        if self._shared:
+            return None
         of_it = [one for one in self._open.values() if one.values.fingerprint == fingerprint and one.store.num_held]
         return next((one.values for one in of_it if proven(one.store)), None)
 

@@ -1,7 +1,10 @@
 """SampleStore: what was put comes back, in other batches, with other padding, from memory and from files."""
 
+import fcntl
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
+from lightning_ft_callbacks.caching import store_folder
 from lightning_ft_callbacks.caching.augmented_views import whole_data
 from lightning_ft_callbacks.caching.kept_caches import digest, is_whole, num_held
 from lightning_ft_callbacks.caching.prefix_lines import PrefixWeights, lines_worth_keeping
@@ -226,6 +230,53 @@ def test_a_folder_of_a_fit_goes_with_it(tmp_path: Path) -> None:
     folder.close(store)
     folder.remove()
     assert not list(tmp_path.iterdir())
+
+
+def test_in_shared_memory_that_is_too_small_nothing_is_put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    monkeypatch.setattr(store_folder, "SHARED_MEMORY", shared)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=64 * 2**20))  # as in a container
+    folder = StoreFolder(tmp_path / "disk", "1", Budget(2**40), num_ranks=2)
+    samples, tensor = images([0])
+    for num_bytes, place in ((63 * 2**20, "disk"), (40 * 2**20, "shared")):
+        folder.store("training", 1, [SampleShape(tensor, samples)], None, num_bytes).put(samples, [tensor])
+        assert list((tmp_path / place).rglob("segment-1.bin"))
+        assert not [*shared.iterdir()] or place == "shared"
+
+
+def test_a_fit_that_begins_is_never_taken_for_one_that_was_killed(tmp_path: Path) -> None:
+    living = StoreFolder(tmp_path, "1", Budget(0))
+    filled(living, [0])
+    assert not [path for path in tmp_path.rglob("lock") if not _is_locked(path)]
+    StoreFolder(tmp_path, "2", Budget(0))
+    assert list(tmp_path.rglob("segment-1.bin"))
+
+
+def _is_locked(file: Path) -> bool:
+    with file.open() as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def test_reading_files_takes_no_memory_of_its_own(tmp_path: Path) -> None:
+    """What is mapped counts as the file's pages, which the system takes back where memory is short."""
+
+    def own_memory() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+    samples, tensor = images(list(range(64)), size=2**18)  # a megabyte each
+    store = SampleStore(64, [SampleShape(tensor, samples)], Storage(Budget(0), tmp_path, lambda: None))
+    store.put(samples, [tensor])
+    del tensor
+    before = own_memory()
+    for number in range(64):
+        store.get(Samples((number,)))
+    assert own_memory() - before < 8 * 2**20
 
 
 NAMES = ("a", "b", "c", "head")
