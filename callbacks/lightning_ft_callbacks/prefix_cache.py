@@ -15,14 +15,17 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_ft_callbacks.block_callback import BlockCallback
 from lightning_ft_callbacks.blocks import BlockSpec
+from lightning_ft_callbacks.caching.augmented_views import fingerprint_of, fit_seed
 from lightning_ft_callbacks.caching.cached_fit import CachedFit
-from lightning_ft_callbacks.caching.identified_batches import IdentifiedLoaders, Source
-from lightning_ft_callbacks.caching.kept_caches import digest
+from lightning_ft_callbacks.caching.identified_batches import IdentifiedBatches, IdentifiedLoaders, Source
+from lightning_ft_callbacks.caching.kept_caches import described_modules, digest
 from lightning_ft_callbacks.caching.prefix_cut import PrefixCut
 from lightning_ft_callbacks.caching.sample_shapes import CannotCacheError
 from lightning_ft_callbacks.caching.storage import Budget, free_memory
 from lightning_ft_callbacks.caching.store_folder import StoreFolder
+from lightning_ft_callbacks.given_values import check_count, check_switch
 
+FOLDER = "prefix_cache"  # in a run's folder
 DTYPES = {None: None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -41,7 +44,9 @@ class FrozenPrefixCache(BlockCallback):
         directory: Where files go if the memory is too small; None for the run's folder.
         max_bytes: Memory to use [byte]; None for half of what is free.
         dtype: ``"bf16"`` or ``"fp16"`` to keep numbers in half of the room; None for their own type.
-        views: How many augmented views of each image are kept; epoch ``e`` trains on view ``e`` modulo ``views``.
+        views: How many augmented views of each sample are kept; epoch ``e`` trains on view ``e`` modulo ``views``. The
+            data set draws from the generators of Python, NumPy and torch, which are seeded for each sample and view,
+            or augments by an attribute ``epoch``, a tensor.
         keep: Whether files are kept in ``directory`` for later fits with the same weights, data and precision.
         blocks: The blocks, as ``BlockMap.of`` takes them; None finds them.
 
@@ -65,12 +70,12 @@ class FrozenPrefixCache(BlockCallback):
         blocks: BlockSpec | None = None,
     ) -> None:
         super().__init__(blocks)
-        if max_bytes is not None and max_bytes < 0:
-            raise ValueError(f"expected max_bytes to be at least 0, but got {max_bytes}")
+        if max_bytes is not None:
+            check_count("max_bytes", max_bytes)
         if dtype not in DTYPES:
             raise ValueError(f"expected dtype to be 'bf16', 'fp16' or None, but got {dtype!r}")
-        if views < 1:
-            raise ValueError(f"expected views to be at least 1, but got {views}")
+        check_count("views", views, at_least=1)
+        check_switch("keep", keep)
         if keep and directory is None:
             raise ValueError("keep=True needs a directory to keep files in")
         self.directory = directory
@@ -96,7 +101,8 @@ class FrozenPrefixCache(BlockCallback):
                 loaders = given(source)
                 parts = (loaders.iterables, loaders._mode) if isinstance(loaders, CombinedLoader) else (loaders, mode)
                 source_of_known = _Kept(lambda: self._fit, kind) if unread else None
-                return IdentifiedLoaders(*parts, source_of_known, self.views if kind == "train" else 1)
+                views = self.views if kind == "train" else 1
+                return IdentifiedLoaders(*parts, source_of_known, views, lambda: trainer.current_epoch)
 
             source.__dict__["dataloader"] = identified
 
@@ -117,11 +123,20 @@ class FrozenPrefixCache(BlockCallback):
             )
         run_folder = trainer.log_dir if trainer.loggers else None  # asked on all ranks, because it is broadcast
         token = trainer.strategy.broadcast(uuid4().hex[:12])
-        root = Path(self.directory or (Path(run_folder) / "prefix_cache" if run_folder else gettempdir()))
+        of_run = Path(run_folder) / FOLDER if run_folder else Path(gettempdir())
+        root = of_run if self.directory is None else Path(self.directory)
         num_ranks = max(1, trainer.num_devices if trainer.world_size > 1 else 1)
         room = free_memory() // 2 if self.max_bytes is None else self.max_bytes
         budget = Budget(room // num_ranks)
-        folder = StoreFolder(root, str(token), budget, rank=trainer.local_rank, num_ranks=num_ranks, keep=self.keep)
+        folder = StoreFolder(
+            root,
+            str(token),
+            budget,
+            rank=trainer.local_rank,
+            num_ranks=num_ranks,
+            keep=self.keep,
+            left_behind=Path(run_folder).parent.glob(f"*/{FOLDER}") if run_folder else (),  # by the runs before
+        )
         self._fit = CachedFit(
             trainer,
             pl_module,
@@ -229,15 +244,16 @@ class FrozenPrefixCache(BlockCallback):
         """Name what is kept at a cut: its weights, the data, and the precision; None where nothing stays."""
         if not self.keep:
             return None
-        data = getattr(dataset, "fingerprint", None) or getattr(dataset, "_fingerprint", None)
+        data = fingerprint_of(dataset)
         if data is None:
             raise CannotCacheError(
                 f"{type(dataset).__name__} has no fingerprint, so nobody can tell whether a kept cache is of the same "
                 "data; leave keep out, or give it an attribute fingerprint"
             )
         tensors = [part for module in cut.lower for part in [*module.parameters(), *module.buffers()]]
-        options = (cut.block, cut.crossings, str(data), precision, self.dtype, views, torch.__version__)
-        return digest(*options, *tensors)
+        augmented = (views, fit_seed()) if views > 1 else None
+        options = (cut.block, cut.crossings, data, precision, self.dtype, augmented, torch.__version__)
+        return digest(*options, described_modules(cut.lower), *tensors)
 
     def _release(self) -> None:
         if self._fit is not None:
@@ -252,16 +268,16 @@ class _Kept(Source):
         self._fit = fit
         self._kind = kind
 
-    def has(self, loader: int, ids: tuple[int, ...]) -> bool:
+    def has(self, batches: IdentifiedBatches, ids: tuple[int, ...]) -> bool:
         """Tell whether a batch need not be read."""
         fit = self._fit()
-        return fit is not None and fit.has((self._kind, loader), ids)
+        return fit is not None and fit.has((self._kind, batches.number), batches, ids)
 
-    def batch(self, loader: int, ids: tuple[int, ...]) -> Any:
+    def batch(self, batches: IdentifiedBatches, ids: tuple[int, ...]) -> Any:
         """Return it."""
         fit = self._fit()
         assert fit is not None
-        return fit.batch((self._kind, loader), ids)
+        return fit.batch((self._kind, batches.number), ids)
 
 
 def _sources(trainer: Trainer) -> Iterator[tuple[str, Any]]:

@@ -1,8 +1,7 @@
 """Images: pictures opened and transformed one by one, each by its own random numbers."""
 
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_ft.bounds import open_image
+from lightning_ft_callbacks.state.seeded import seeded
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -67,27 +67,6 @@ class Images(Dataset):
         if self.pixels is not None:
             return Image.fromarray(self.pixels[int(image)]).convert("RGB")
         return read_image(str(image))
-
-
-@contextmanager
-def seeded(*key: int) -> Iterator[None]:
-    """Seed the generators of Python, NumPy and torch's CPU within the block, and put them back after it.
-
-    Args:
-        key: Whole numbers from 0 up that the seeds are made of.
-    """
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    words = np.random.SeedSequence(key).generate_state(3, np.uint64).tolist()
-    random.seed(words[0])
-    np.random.seed([words[1] >> 32, words[1] & 0xFFFFFFFF])
-    # not torch.manual_seed, which would seed the accelerators too
-    torch.default_generator.manual_seed(words[2])
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
 
 
 def read_image(path: str, *, draft: bool = False) -> "Image.Image":

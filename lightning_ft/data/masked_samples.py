@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lightning_ft.data.images import seeded
 from lightning_ft.data.mask_transforms import MaskTransform, extent_of
 from lightning_ft.data.masked_images import MaskedImages
+from lightning_ft_callbacks.state.seeded import seeded
 
 
 class MaskedSamples(Dataset):

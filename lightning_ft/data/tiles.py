@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_ft.data.image_boxes import TileTransform
-from lightning_ft.data.images import read_image, seeded
+from lightning_ft.data.images import read_image
 from lightning_ft.tasks.boxes import NOTHING
+from lightning_ft_callbacks.state.seeded import seeded
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -186,6 +186,7 @@ def fit(
     schedule: Any = None,
     loaders: Any = None,
     epochs: int = 3,
+    ckpt_path: Any = None,
     **options: Any,
 ) -> Run:
     """Train a module, by default its head alone, and tell what happened."""
@@ -201,7 +202,7 @@ def fit(
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    trainer.fit(module, *(loaders or module.loaders()))
+    trainer.fit(module, *(loaders or module.loaders()), ckpt_path=ckpt_path)
     run.weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     return run
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 from lightning_ft_callbacks import FrozenPrefixCache, LRFinder
 
 TRIES = 2  # whole runs of a step before anything is kept: one, and one of a smaller batch
+PROOF = 1  # and one before what an earlier fit has kept is used
 HEAD = [{"train": ["head"]}]
 DOWNWARDS = [
     {"train": ["head"], "epochs": 2},
@@ -206,7 +207,7 @@ def test_a_second_run_starts_warm_and_a_changed_or_foreign_cache_is_never_used(t
     warm = kept(tmp_path)
     warm.same_as(without)
     assert cold.calls == [6 + 6 + 2 * TRIES, 0]
-    assert warm.calls == [2 * TRIES, 0]
+    assert warm.calls == [2 * (TRIES + PROOF), 0]
     others = kept(tmp_path, seed=1.25)
     assert others.calls == cold.calls  # of other weights
     others.same_as(fit_of_other_weights())
@@ -215,10 +216,11 @@ def test_a_second_run_starts_warm_and_a_changed_or_foreign_cache_is_never_used(t
         data = bytearray(segment.read_bytes())
         data[100] ^= 1
         segment.write_bytes(data)
-    again = kept(tmp_path)
+    with pytest.warns(UserWarning, match="is damaged; it is removed"):
+        again = kept(tmp_path)
     assert again.calls == cold.calls
     again.same_as(without)
-    for folder in folders:
+    for folder in tmp_path.iterdir():
         (folder / "manifest.json").write_text("{}")
     kept(tmp_path).same_as(without)
 
@@ -247,8 +249,8 @@ def test_folds_of_one_data_set_find_what_others_have_kept(tmp_path: Path) -> Non
         run = fit(Foreign("timm resnet"), cache, schedule=schedule, loaders=folds(number), epochs=2)
         run.same_as(fit(Foreign("timm resnet"), schedule=schedule, loaders=folds(number), epochs=2))
         calls.append(run.calls)
-    assert calls[0] == [4 + 2 + 2 * TRIES, 0]
-    assert calls[1:] == [[2 * TRIES, 0]] * 2
+    assert calls[0] == [4 + 2 + 2 * TRIES + PROOF, 0]  # validation begins with what training has kept
+    assert calls[1:] == [[2 * (TRIES + PROOF), 0]] * 2
     assert len(list(tmp_path.iterdir())) == 1
 
 
@@ -261,8 +263,8 @@ def test_a_fold_whose_samples_are_partly_kept_runs_the_prefix_for_the_others_alo
         return found.calls
 
     assert run(0, 12) == [3 + TRIES, 0]
-    assert run(4, 20) == [2 + TRIES, 0]
-    assert run(0, 20) == [TRIES, 0]
+    assert run(4, 20) == [2 + TRIES + PROOF, 0]
+    assert run(0, 20) == [TRIES + PROOF, 0]
 
 
 def test_what_a_fit_had_kept_when_it_failed_is_not_lost(tmp_path: Path) -> None:
@@ -278,7 +280,7 @@ def test_what_a_fit_had_kept_when_it_failed_is_not_lost(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="stop"):
         cached(Fails())
-    assert cached().calls == [2 + TRIES, 0]  # of six batches four were kept
+    assert cached().calls == [2 + TRIES + PROOF, 0]  # of six batches four were kept
 
 
 def test_what_a_killed_fit_left_behind_is_removed_and_what_lives_is_not(tmp_path: Path) -> None:

@@ -233,15 +233,6 @@ def test_views_repeat_after_as_many_epochs(pictures: Path, monkeypatch: pytest.M
     assert cached.read[1] == 16  # the second view of the training pictures; those of validation are kept
 
 
-def test_data_without_epochs_has_no_views() -> None:
-    from torch.utils.data import DataLoader
-
-    from lightning_ft_callbacks.caching.identified_batches import IdentifiedBatches
-
-    with pytest.raises(ValueError, match="views=3 needs a data set whose samples follow from its epoch"):
-        IdentifiedBatches(DataLoader(range(4)), 0, None, views=3)
-
-
 def test_a_backbone_runs_up_to_a_block_and_from_it(tiny_bert: Path) -> None:
     from lightning_ft import TransformersBackbone
 

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_ft_callbacks.blocks import BlockMap
 from lightning_ft_callbacks.caching.batch_inputs import mask_of
-from lightning_ft_callbacks.caching.identified_batches import IdentifiedLoaders, why_not_identified
+from lightning_ft_callbacks.caching.identified_batches import IdentifiedBatches, IdentifiedLoaders, why_not_identified
 from lightning_ft_callbacks.caching.prefix_cut import PrefixCut
 from lightning_ft_callbacks.caching.prefix_lines import PrefixWeights, lines_worth_keeping
 from lightning_ft_callbacks.caching.prefix_part import PrefixPart
@@ -80,10 +80,10 @@ class CachedFit:
         """Return the samples of a loader; None before its first batch, or where they have no numbers."""
         return self._parts.get(place)
 
-    def has(self, place: Place, ids: tuple[int, ...]) -> bool:
-        """Tell whether a batch of some samples need not be read."""
+    def has(self, place: Place, loader: IdentifiedBatches, ids: tuple[int, ...]) -> bool:
+        """Tell whether a loader's batch of some samples need not be read."""
         part = self.part(place)
-        return part is not None and part.has(ids, self.frontier)
+        return part is not None and part.is_of(loader) and part.has(ids, self.frontier)
 
     def batch(self, place: Place, ids: tuple[int, ...]) -> Any:
         """Return a batch that need not be read."""
@@ -165,7 +165,8 @@ class CachedFit:
         lines = lines_worth_keeping(names, self._phases_to_come, frontier)
         if not lines:
             return
-        error: CannotCacheError | None = None
+        blocks = [names[line] for line in lines]
+        error: CannotCacheError | StorageFullError | None = None
         chosen: list[tuple[str, int]] = []
         try:
             if is_train and not self._module.automatic_optimization:
@@ -177,16 +178,23 @@ class CachedFit:
             )
             samples = Samples.of_mask(part.numbers(step.ids), mask_of(step.batch))
             room = self._folder.budget.max_bytes - self._folder.budget.used
-            blocks = [names[line] for line in lines]
             fingerprint = partial(self._fingerprint, part.whole, part.loader.views)
-            chosen = part.learn(watched, step.batch, samples, blocks, room, fingerprint)
-        except CannotCacheError as found:
+            move = partial(self._moved, step.place)
+            chosen = part.learn(watched, step.batch, samples, blocks, room, fingerprint, move)
+        except (CannotCacheError, StorageFullError) as found:
             error = found
         # decided by all ranks together, so that none tries alone a step that waits for the others
-        if not self._trainer.strategy.reduce_boolean_decision(error is None, all=True):
+        decide = self._trainer.strategy.reduce_boolean_decision
+        if not decide(error is None, all=True):
             for block, _ in chosen:
                 part.drop(block)
-            raise error or CannotCacheError("another process cannot")
+            if decide(isinstance(error, CannotCacheError), all=False):
+                raise error if isinstance(error, CannotCacheError) else CannotCacheError("another process cannot")
+            rank_zero_warn(
+                f"FrozenPrefixCache: nothing is kept below {blocks[0]} for {part.name} data, there is no room: "
+                f"{error or 'another process has none'}"
+            )
+            return
         for block, num_bytes in chosen:
             rank_zero_info(
                 f"FrozenPrefixCache: keeps what {block} reads of {part.num_samples:,} samples ({part.name}), about "
@@ -216,12 +224,16 @@ class CachedFit:
 
     def _read(self, step: "_Step") -> None:
         """Read a batch after all, into the dictionary that everybody has in hand."""
-        batch = self._trainer.precision_plugin.convert_input(step.part.loader.read(step.ids))
-        batch = self._module._on_before_batch_transfer(batch, dataloader_idx=step.place[1])
-        batch = self._trainer.strategy.batch_to_device(batch, dataloader_idx=step.place[1])
+        batch = self._moved(step.place, step.part.loader.read(step.ids))
         step.batch.clear()
         step.batch.update(batch)
         step.unread = False
+
+    def _moved(self, place: Place, batch: Any) -> Any:
+        """Return what the step gets of a batch that was read."""
+        batch = self._trainer.precision_plugin.convert_input(batch)
+        batch = self._module._on_before_batch_transfer(batch, dataloader_idx=place[1])
+        return self._trainer.strategy.batch_to_device(batch, dataloader_idx=place[1])
 
     def _known_part(self, place: Place) -> PrefixPart | None:
         """Return the samples of a loader, made at its first batch; None where they have no numbers."""
@@ -230,9 +242,16 @@ class CachedFit:
         identified = loaders.identified(number) if isinstance(loaders, IdentifiedLoaders) else None
         if place in self._parts:
             known = self._parts[place]
-            if known is None or known.loader is identified:
+            if known is None:
+                return None
+            if identified is not None and known.is_of(identified):
+                known.follow(identified)
                 return known
-            known.close()  # the loaders are others now
+            known.close()
+            rank_zero_warn(
+                f"FrozenPrefixCache: the {known.name} data are others than before, or more; all is kept anew. Where "
+                "loaders are made anew, give them the same data set, or one with an attribute fingerprint"
+            )
         name = NAMES[kind] + (f" {number}" if number else "")
         self._parts[place] = None
         reason = why_not_identified(loaders.flattened[number])

@@ -2,13 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from typing import Any
 
-import torch
 from lightning.pytorch.utilities import CombinedLoader
-from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -16,8 +14,9 @@ from torch.utils.data import (
     IterableDataset,
     RandomSampler,
     SequentialSampler,
-    Subset,
 )
+
+from lightning_ft_callbacks.caching.augmented_views import AugmentedViews, samples_of, whole_data
 
 KNOWN = "known"  # stands for the samples of a batch that need not be read, on its way through workers
 
@@ -26,11 +25,11 @@ class Source(ABC):
     """Gives batches that need not be read."""
 
     @abstractmethod
-    def has(self, loader: int, ids: tuple[int, ...]) -> bool:
+    def has(self, batches: "IdentifiedBatches", ids: tuple[int, ...]) -> bool:
         """Tell whether a loader's batch of some samples need not be read."""
 
     @abstractmethod
-    def batch(self, loader: int, ids: tuple[int, ...]) -> Any:
+    def batch(self, batches: "IdentifiedBatches", ids: tuple[int, ...]) -> Any:
         """Return it."""
 
 
@@ -42,12 +41,21 @@ class IdentifiedLoaders(CombinedLoader):
         mode: How several are combined.
         source: Gives batches that need not be read; None if all are.
         views: See IdentifiedBatches.
+        epoch: See IdentifiedBatches.
     """
 
-    def __init__(self, loaders: Any, mode: Any, source: Source | None, views: int = 1) -> None:
+    def __init__(
+        self,
+        loaders: Any,
+        mode: Any,
+        source: Source | None,
+        views: int = 1,
+        epoch: Callable[[], int] = lambda: 0,
+    ) -> None:
         super().__init__(loaders, mode)
         self._source = source
         self._views = views
+        self._epoch = epoch
         self._identified: dict[int, tuple[Any, IdentifiedBatches]] = {}
 
     def __iter__(self) -> Any:
@@ -73,7 +81,7 @@ class IdentifiedLoaders(CombinedLoader):
         if known is None or known[0] is not loader:
             if why_not_identified(loader) is not None:
                 return None
-            known = loader, IdentifiedBatches(loader, number, self._source, self._views)
+            known = loader, IdentifiedBatches(loader, number, self._source, self._views, self._epoch)
             self._identified[number] = known
         return known[1]
 
@@ -85,37 +93,40 @@ class IdentifiedBatches:
         loader: The loader.
         number: Its number among the loaders.
         source: Gives batches that need not be read; None if all are.
-        views: Epochs after which a data set that augments by its ``epoch``, a tensor, begins anew.
+        views: Epochs after which a random augmentation begins anew; 1 for data without one.
+        epoch: Returns the epoch that a data set is in which does not know of epochs.
 
     Attributes:
         loader: The loader.
-        view: The epoch that the data set augments by now.
+        number: Its number among the loaders.
+        view: The view that the data set gives now.
         handed_out: Of the batches that nobody has asked for yet, the samples, and whether they were not read.
     """
 
-    def __init__(self, loader: DataLoader, number: int, source: Source | None, views: int = 1) -> None:
-        dataset: Any = loader.dataset
+    def __init__(
+        self,
+        loader: DataLoader,
+        number: int,
+        source: Source | None,
+        views: int = 1,
+        epoch: Callable[[], int] = lambda: 0,
+    ) -> None:
         self.loader = loader
+        self.number = number
         self.views = views
         self.view = 0
-        if views > 1:
-            if not isinstance(getattr(dataset, "epoch", None), Tensor):
-                raise ValueError(
-                    f"views={views} needs a data set whose samples follow from its epoch, a tensor; "
-                    f"{type(dataset).__name__} has none"
-                )
-            self._epoch = dataset.epoch
-            dataset.epoch = torch.zeros_like(self._epoch).share_memory_()
         self.handed_out: deque[tuple[tuple[int, ...], bool]] = deque()
-        self._number = number
         self._source = source
+        self._epoch = epoch
+        self._augmented = AugmentedViews(loader.dataset) if views > 1 else None
         self._drawn: deque[tuple[int, ...]] = deque()
         self._twin = copy(loader)
+        self._tells_view = source is not None or views > 1
         own = vars(self._twin)
-        own["batch_sampler"] = _Drawing(loader.batch_sampler, self._drawn, number, source)
+        own["batch_sampler"] = _Drawing(loader.batch_sampler, self._drawn, self, source)
         own["_iterator"] = None
-        if source is not None:
-            own["dataset"] = _PassingData(loader.dataset)
+        if self._tells_view:
+            own["dataset"] = _PassingData(self._augmented or loader.dataset, self._augmented)
             own["collate_fn"] = _PassingCollate(loader.collate_fn)
 
     def __len__(self) -> int:
@@ -126,9 +137,7 @@ class IdentifiedBatches:
         """Begin an epoch, as a DataLoader does: at once, because that draws random numbers."""
         self.handed_out.clear()
         self._drawn.clear()
-        if self.views > 1:
-            self.view = int(self._epoch) % self.views
-            self.loader.dataset.epoch.fill_(self.view)  # type: ignore[attr-defined]
+        self._follow_epoch()
         return self._batches(iter(self._twin))
 
     def reset(self) -> None:
@@ -142,23 +151,46 @@ class IdentifiedBatches:
 
     def read(self, ids: Sequence[int]) -> Any:
         """Return a batch of some samples, read and collated in this process."""
-        return self.loader.collate_fn(_samples(self.loader.dataset, list(ids)))
+        return self.loader.collate_fn(samples_of(self._augmented or self.loader.dataset, list(ids)))
+
+    def read_whole(self, numbers: Sequence[int]) -> Any:
+        """Return a batch of samples of the whole data set, of which the loader's may be a subset.
+
+        Args:
+            numbers: The number of each sample, plus its view times the samples of the whole.
+        """
+        if self._augmented is not None:
+            return self.loader.collate_fn(self._augmented.read_whole(numbers))
+        return self.loader.collate_fn(samples_of(whole_data(self.loader.dataset)[0], list(numbers)))
+
+    def _follow_epoch(self) -> None:
+        """Have the data set give the view of the epoch."""
+        if self._augmented is not None:
+            own = self._augmented.epoch
+            self.view = (self._epoch() if own is None else int(own)) % self.views
+            self._augmented.view.fill_(self.view)
 
     def _batches(self, batches: Iterator[Any]) -> Iterator[Any]:
-        for batch in batches:
+        self._follow_epoch()  # a resumed fit learns its epoch after the iterator was made, when workers read already
+        for found in batches:
             ids = self._drawn.popleft()
+            view, batch = found if self._tells_view else (self.view, found)
             known = self._source is not None and isinstance(batch, str) and batch == KNOWN
+            if known and self._source and self._source.has(self, ids):
+                batch = self._source.batch(self, ids)
+            elif known or view != self.view:  # what was kept when the batch was drawn is gone, or it is another view
+                batch, known = self.read(ids), False
             self.handed_out.append((ids, known))
-            yield self._source.batch(self._number, ids) if known and self._source else batch
+            yield batch
 
 
 class _Drawing:
     """A batch sampler that notes what it draws, and passes on what is to be read."""
 
-    def __init__(self, sampler: Any, drawn: deque[tuple[int, ...]], number: int, source: Source | None) -> None:
+    def __init__(self, sampler: Any, drawn: deque[tuple[int, ...]], batches: Any, source: Source | None) -> None:
         self._sampler = sampler
         self._drawn = drawn
-        self._number = number
+        self._batches = batches
         self._source = source
 
     def __len__(self) -> int:
@@ -182,20 +214,22 @@ class _Drawing:
 
     def _passed_on(self, drawn: Any) -> Any:
         ids = tuple(int(number) for number in drawn)
-        return KNOWN if self._source is not None and self._source.has(self._number, ids) else drawn
+        return KNOWN if self._source is not None and self._source.has(self._batches, ids) else drawn
 
 
 class _PassingData:
-    """A data set that passes on what need not be read."""
+    """A data set that passes on what need not be read, and tells the view of what it reads."""
 
-    def __init__(self, dataset: Any) -> None:
+    def __init__(self, dataset: Any, augmented: AugmentedViews | None) -> None:
         self._dataset = dataset
+        self._augmented = augmented
 
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def __getitems__(self, ids: Any) -> Any:
-        return KNOWN if ids == KNOWN else _samples(self._dataset, ids)
+    def __getitems__(self, ids: Any) -> tuple[int, Any]:
+        view = 0 if self._augmented is None else int(self._augmented.view)
+        return view, KNOWN if ids == KNOWN else samples_of(self._dataset, ids)
 
 
 class _PassingCollate:
@@ -204,8 +238,9 @@ class _PassingCollate:
     def __init__(self, collate: Any) -> None:
         self._collate = collate
 
-    def __call__(self, samples: Any) -> Any:
-        return samples if isinstance(samples, str) else self._collate(samples)
+    def __call__(self, read: tuple[int, Any]) -> tuple[int, Any]:
+        view, samples = read
+        return view, samples if isinstance(samples, str) else self._collate(samples)
 
 
 def _draws_at_once(sampler: Any) -> bool:
@@ -216,23 +251,6 @@ def _draws_at_once(sampler: Any) -> bool:
     if type(order) is RandomSampler:
         return not order.replacement and order.num_samples <= len(order.data_source)
     return isinstance(order, DistributedSampler) or type(order) is SequentialSampler
-
-
-def whole_data(dataset: Any) -> tuple[Any, list[int] | None]:
-    """Return the data set that torch's ``Subset`` takes its samples from, and their numbers in it.
-
-    Args:
-        dataset: A data set, a subset of one, or a subset of a subset.
-
-    Returns:
-        The data set, and the numbers; None for them where the data set is no subset.
-    """
-    numbers: list[int] | None = None
-    while type(dataset) is Subset:  # one of another kind may change its samples
-        own = [int(number) for number in dataset.indices]
-        numbers = own if numbers is None else [own[number] for number in numbers]
-        dataset = dataset.dataset
-    return dataset, numbers
 
 
 def why_not_identified(loader: Any) -> str | None:
@@ -246,7 +264,3 @@ def why_not_identified(loader: Any) -> str | None:
     if not getattr(loader, "in_order", True):
         return "the DataLoader has in_order=False, so its batches cannot be told apart"
     return None
-
-
-def _samples(dataset: Any, ids: Sequence[int]) -> Any:
-    return dataset.__getitems__(ids) if hasattr(dataset, "__getitems__") else [dataset[number] for number in ids]

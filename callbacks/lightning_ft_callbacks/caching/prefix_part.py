@@ -1,18 +1,21 @@
 """PrefixPart: the samples of one loader, and what of them was kept at which lines."""
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from lightning_ft_callbacks.blocks import BlockMap
+from lightning_ft_callbacks.caching.augmented_views import same_data, whole_data
 from lightning_ft_callbacks.caching.batch_inputs import BatchInputs, mask_of
-from lightning_ft_callbacks.caching.identified_batches import IdentifiedBatches, whole_data
+from lightning_ft_callbacks.caching.identified_batches import IdentifiedBatches
 from lightning_ft_callbacks.caching.prefix_cut import PrefixCut, Zeros
 from lightning_ft_callbacks.caching.prefix_passes import CapturingPass, PrefixPass, ReplayingPass
 from lightning_ft_callbacks.caching.prefix_watch import PrefixWatch, Step
 from lightning_ft_callbacks.caching.read_ahead import ReadAhead
 from lightning_ft_callbacks.caching.same_samples import SameSamples, another_sample, check_same
+from lightning_ft_callbacks.caching.same_values import holds_the_same
 from lightning_ft_callbacks.caching.sample_shapes import CannotCacheError, Samples
 from lightning_ft_callbacks.caching.sample_store import SampleStore
 from lightning_ft_callbacks.caching.store_folder import StoreFolder
@@ -53,6 +56,7 @@ class PrefixPart:
         # folds of one data set find what others have kept by the number in the whole
         self.whole, subset = whole_data(dataset) if folder.keep else (dataset, None)
         self._subset = None if subset is None else torch.tensor(subset, dtype=torch.int64)
+        self._lengths = len(dataset), len(self.whole)
         self.considered: set[str] = set()
         self.refusals: dict[str, str] = {}
         self.full = False
@@ -71,9 +75,20 @@ class PrefixPart:
         self._same = SameSamples()
         self._read_ahead = ReadAhead()
 
+    def is_of(self, loader: IdentifiedBatches) -> bool:
+        """Tell whether a loader gives this part's samples by their numbers: data may grow, and be made anew."""
+        dataset: Any = loader.loader.dataset
+        if (len(dataset), len(self.whole)) != self._lengths:
+            return False
+        return dataset is self.loader.loader.dataset or same_data(dataset, self.loader.loader.dataset)
+
+    def follow(self, loader: IdentifiedBatches) -> None:
+        """Go on with another loader of the same samples."""
+        self.loader = loader
+
     def numbers(self, ids: Sequence[int]) -> tuple[int, ...]:
         """Return the numbers under which samples are kept in this epoch."""
-        first = self.loader.view * len(self.whole)
+        first = self.loader.view * self._lengths[1]
         numbers = ids if self._subset is None else self._subset[list(ids)].tolist()
         return tuple(first + number for number in numbers)
 
@@ -85,6 +100,7 @@ class PrefixPart:
         blocks: Sequence[str],
         room: int,
         fingerprint: Callable[[PrefixCut], str | None],
+        move: Callable[[Any], Any],
     ) -> list[tuple[str, int]]:
         """Find out what crosses the line below some blocks, and make room for it.
 
@@ -95,12 +111,14 @@ class PrefixPart:
             blocks: The blocks, the most wanted one first; the others only as long as there is room for them.
             room: Memory for all [byte].
             fingerprint: Names what will be kept at a cut, so that a later fit finds it.
+            move: Makes of a batch that was read what the step gets.
 
         Returns:
             Blocks below which outputs will be kept, and about how many bytes that takes.
 
         Raises:
             CannotCacheError: If nothing can be kept below the first one, with what to change.
+            StorageFullError: If files are needed, and cannot be made.
         """
         unread = self._inputs_of(batch, samples)
         cuts = [PrefixCut(self._block_map, block) for block in blocks if block not in self._stores]
@@ -117,6 +135,13 @@ class PrefixPart:
             if chosen and num_bytes > room:
                 continue
             room -= num_bytes
+            proven = partial(
+                holds_the_same,
+                cut=cut,
+                step=step,
+                read=lambda numbers: move(self.loader.read_whole(numbers)),
+                num_samples=len(samples.ids),
+            )
             self._cuts[block] = cut
             self._stores[block] = self._folder.store(
                 f"{self.name}-{self._order[block]}",
@@ -125,6 +150,7 @@ class PrefixPart:
                 self._dtype,
                 num_bytes,
                 fingerprint(cut),
+                proven,
             )
             chosen.append((block, num_bytes))
         self._inputs = unread

@@ -5,6 +5,7 @@ from typing import Any
 from zlib import crc32
 
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils._pytree import tree_leaves
 
 from lightning_ft_callbacks.caching.identified_batches import IdentifiedBatches
@@ -37,7 +38,7 @@ class SameSamples:
 
 
 def check_same(loader: IdentifiedBatches, ids: Sequence[int]) -> None:
-    """Read some samples twice, in another epoch too where the data set knows of epochs.
+    """Read some samples twice, in another epoch too where the data set knows of epochs, and draw no random numbers.
 
     Args:
         loader: The loader.
@@ -48,21 +49,33 @@ def check_same(loader: IdentifiedBatches, ids: Sequence[int]) -> None:
     """
     dataset: Any = loader.loader.dataset
     epoch = getattr(dataset, "epoch", None) if loader.views == 1 else None
-    first = loader.read(ids)
-    if isinstance(epoch, torch.Tensor):
-        epoch.add_(1)
-    try:
-        second = loader.read(ids)
-    finally:
+    with isolate_rng():
+        first = loader.read(ids)
         if isinstance(epoch, torch.Tensor):
-            epoch.sub_(1)
+            epoch.add_(1)
+        try:
+            second = loader.read(ids)
+        finally:
+            if isinstance(epoch, torch.Tensor):
+                epoch.sub_(1)
     one, other = tree_leaves(first), tree_leaves(second)
     if len(one) != len(other) or not all(map(_equal, one, other)):
-        raise another_sample(type(dataset).__name__)
+        raise another_sample(type(dataset).__name__, views=loader.views)
 
 
-def another_sample(who: str) -> CannotCacheError:
-    """Return the error for data that differ from one time to the next."""
+def another_sample(who: str, *, views: int = 1) -> CannotCacheError:
+    """Return the error for data that differ from one time to the next.
+
+    Args:
+        who: Which data.
+        views: The augmented views that were asked for.
+    """
+    if views > 1:
+        return CannotCacheError(
+            f"{who} gives another sample for the same number and view, although the generators of Python, NumPy and "
+            f"torch are seeded for views={views}; draw from these, in the data set and not in collate_fn or in "
+            "on_after_batch_transfer"
+        )
     return CannotCacheError(
         f"{who} gives another sample for the same number each time; turn random augmentation off, or give views=K to "
         "keep each image in K augmented views"

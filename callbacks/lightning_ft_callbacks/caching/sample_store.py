@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lightning_ft_callbacks.caching.sample_shapes import CannotCacheError, Samples, SampleShape
-from lightning_ft_callbacks.caching.storage import Storage
+from lightning_ft_callbacks.caching.storage import Storage, room_in_file
 
 INDEX = "index.bin"
 SEGMENT, OFFSET, LENGTH = range(3)
@@ -48,6 +48,7 @@ class SampleStore:
         self.num_samples = num_samples
         self.shapes = list(shapes)
         self.storage = storage
+        self.dtype = dtype
         self._dtypes = [dtype if dtype and shape.dtype.is_floating_point else shape.dtype for shape in shapes]
         self._index = open_index(num_samples, index)
         self._layout = [shape.token_dims for shape in shapes]
@@ -60,6 +61,11 @@ class SampleStore:
     def num_held(self) -> int:
         """Samples that are there."""
         return int(self._index[:, SEGMENT].count_nonzero())
+
+    def some_held(self, num_samples: int) -> tuple[int, ...]:
+        """Return the numbers of some samples that are there, spread over all that are."""
+        held = self._index[:, SEGMENT].nonzero()[:, 0]
+        return tuple(held[:: max(1, len(held) // num_samples)][:num_samples].tolist())
 
     def share_held(self, ids: Tensor | None = None) -> float:
         """Return the share that is there of some samples, by their numbers, shape (sample,); of all by default."""
@@ -177,8 +183,10 @@ def open_index(num_samples: int, file: Path | None) -> Tensor:
     Args:
         num_samples: Samples of the data set.
         file: A file that it is in, made where it is missing; None for memory.
+
+    Raises:
+        StorageFullError: If there is no room for the file.
     """
     if file is None:
         return torch.zeros(num_samples, 3, dtype=torch.int64)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return torch.from_file(str(file), shared=True, size=num_samples * 3, dtype=torch.int64).view(num_samples, 3)
+    return room_in_file(file, num_samples * 3 * torch.int64.itemsize).view(torch.int64).view(num_samples, 3)

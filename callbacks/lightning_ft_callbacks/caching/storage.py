@@ -1,13 +1,15 @@
 """Storage: bytes in memory while it lasts, else in files that are mapped into memory."""
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from lightning_ft_callbacks.whole_file import reason_of
 
 SMALLEST_SEGMENT, LARGEST_SEGMENT = 2**20, 64 * 2**20  # [byte]; each is twice as large as the one before
 NUM_SEGMENTS = 1_000_000  # of one writer, at most
@@ -16,7 +18,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 class StorageFullError(OSError):
-    """Neither memory nor disk has room."""
+    """Memory has no room, and no files can be written: the disk is full, or the folder is not ours to write."""
 
 
 class Budget:
@@ -133,17 +135,9 @@ class Storage:
         return segment
 
     def _new_file(self, path: Path, num_bytes: int) -> Tensor:
-        try:
+        with storage_errors(path.parent):
             self._before_files()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("wb") as file:
-                # room that is found missing only when a mapped page is written would end the process
-                os.posix_fallocate(file.fileno(), 0, num_bytes)
-        except OSError as error:
-            with suppress(OSError):
-                path.unlink()
-            raise StorageFullError(f"{path.parent}: {error.strerror}") from error
-        return _mapped(path, num_bytes)
+        return room_in_file(path, num_bytes)
 
     def _key(self, number: int) -> int:
         return self._writer * NUM_SEGMENTS + number if number else 0
@@ -157,8 +151,51 @@ def writer_of(segment: Path) -> int:
     return int(segment.stem.rpartition("-")[2]) // NUM_SEGMENTS
 
 
+@contextmanager
+def storage_errors(folder: Path) -> Iterator[None]:
+    """Let what goes wrong with files be a StorageFullError.
+
+    Args:
+        folder: Where they are, for the message.
+    """
+    try:
+        yield
+    except StorageFullError:
+        raise
+    except OSError as error:
+        raise StorageFullError(f"{folder}: {reason_of(error)}") from error
+
+
+def room_in_file(path: Path, num_bytes: int) -> Tensor:
+    """Return a file's bytes, mapped into memory; it is made, with zeros, where it is missing.
+
+    Args:
+        path: The file.
+        num_bytes: Its size [byte].
+
+    Raises:
+        StorageFullError: If there is no room for it.
+    """
+    with storage_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if os.fstat(file).st_size < num_bytes:
+                # room that is found missing only when a mapped page is written would end the process
+                os.posix_fallocate(file, 0, num_bytes)
+        except OSError:
+            path.unlink()
+            raise
+        finally:
+            os.close(file)
+        return _mapped(path, num_bytes)
+
+
 def _mapped(path: Path, num_bytes: int) -> Tensor:
-    return torch.from_file(str(path), shared=True, size=num_bytes, dtype=torch.uint8)
+    try:
+        return torch.from_file(str(path), shared=True, size=num_bytes, dtype=torch.uint8)
+    except RuntimeError as error:  # torch's for a file that is gone, or cannot be mapped
+        raise OSError(str(error).splitlines()[0]) from error
 
 
 def free_memory() -> int:

@@ -2,26 +2,48 @@
 
 import fcntl
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_ft_callbacks.caching.kept_caches import description, finish, num_held, take_over
+from lightning_ft_callbacks.caching.kept_caches import description, finish, finished_stores, is_whole, take_over
 from lightning_ft_callbacks.caching.sample_shapes import SampleShape
 from lightning_ft_callbacks.caching.sample_store import INDEX, SampleStore
-from lightning_ft_callbacks.caching.storage import Budget, Storage
+from lightning_ft_callbacks.caching.storage import Budget, Storage, storage_errors
+from lightning_ft_callbacks.whole_file import reason_of
 
 FIT, LOCK = "fit-", "lock"
 SHARED_MEMORY = Path("/dev/shm")
+
+
+@dataclass(slots=True, eq=False)
+class _Values:
+    """Values that one or several stores of a fingerprint hold, proven to be the same; and where they are finished."""
+
+    fingerprint: str
+    kept: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Open:
+    """A store that is to be finished."""
+
+    store: SampleStore
+    values: _Values
+    folder: Path
+    described: dict[str, Any]
 
 
 class StoreFolder:
     """Makes stores for a fit: in memory, in shared memory where several processes read them, or in files.
 
     Files are in a folder of the fit's own, which goes when the fit ends; one that a killed process left behind goes
-    when the next one begins. Stores to be kept are renamed to their fingerprint when they are complete.
+    when the next one begins. Stores to be kept are renamed to their fingerprint and a number when they are complete:
+    code that has changed may give other values under one fingerprint, so what is taken over must be proven.
 
     Args:
         root: Where files go.
@@ -30,6 +52,7 @@ class StoreFolder:
         rank: This process's number on its host.
         num_ranks: Processes on this host.
         keep: Whether stores are kept for later fits.
+        left_behind: Other places where fits that were killed may have left folders.
     """
 
     def __init__(
@@ -41,6 +64,7 @@ class StoreFolder:
         rank: int = 0,
         num_ranks: int = 1,
         keep: bool = False,
+        left_behind: Iterable[Path] = (),
     ) -> None:
         self.root = root
         self.keep = keep
@@ -51,9 +75,9 @@ class StoreFolder:
         self._folder = root / f"{FIT}{token}"
         self._memory = SHARED_MEMORY / f"lightning-ft-{FIT}{token}"
         self._locks: dict[Path, Any] = {}
-        self._names: dict[int, tuple[str, Path, dict[str, Any]]] = {}
+        self._open: dict[int, _Open] = {}
         self._number = 0
-        for place in (root, SHARED_MEMORY):
+        for place in {root, SHARED_MEMORY, *left_behind}:
             _remove_orphans(place)
 
     def none(self) -> Storage:
@@ -61,7 +85,11 @@ class StoreFolder:
         return Storage(Budget(0), self._folder, lambda: None)
 
     def beside(self, name: str) -> tuple[Storage, Path | None]:
-        """Return storage and index for what is small."""
+        """Return storage and index for what is small.
+
+        Raises:
+            StorageFullError: If files are needed, and cannot be made.
+        """
         folder = self._place(0) / name
         return self._storage(folder, in_files=self._shared), folder / INDEX if self._shared else None
 
@@ -73,6 +101,7 @@ class StoreFolder:
         dtype: torch.dtype | None,
         num_bytes: int,
         fingerprint: str | None = None,
+        proven: Callable[[SampleStore], bool] = lambda _: False,
     ) -> SampleStore:
         """Return a store, which begins with what was kept under this fingerprint.
 
@@ -83,36 +112,91 @@ class StoreFolder:
             dtype: The type of floating-point numbers in it.
             num_bytes: About what it will take [byte].
             fingerprint: What it holds, so that a later fit knows it; None if that cannot be told.
+            proven: Tells whether a store of this fingerprint holds what this one shall hold.
+
+        Raises:
+            StorageFullError: If files are needed, and cannot be made.
         """
-        described = description(num_samples, shapes, dtype)
-        warm = None
-        if self.keep and fingerprint is not None:
-            warm = found if (held := num_held(found := self.root / fingerprint, described)) else None
-            if held == num_samples:
-                storage = Storage(self.budget, found, lambda: None, in_files=True)
-                return SampleStore(num_samples, shapes, storage, dtype=dtype, index=found / INDEX)
         self._number += 1
-        files = self._shared or self.keep
         folder = self._place(num_bytes) / f"{name}-{self._number}"
-        writer = self._rank
-        if warm is not None and not self._shared:  # several processes would do so at once
-            self._own(folder.parent)
-            writer = take_over(warm, folder)
-        storage = self._storage(folder, in_files=files, writer=writer)
-        store = SampleStore(num_samples, shapes, storage, dtype=dtype, index=folder / INDEX if files else None)
-        if self.keep and fingerprint is not None:
-            self._names[id(store)] = fingerprint, folder, described
+
+        def opened(folder: Path, writer: int) -> SampleStore:
+            files = self._shared or self.keep
+            storage = self._storage(folder, in_files=files, writer=writer)
+            return SampleStore(num_samples, shapes, storage, dtype=dtype, index=folder / INDEX if files else None)
+
+        if not self.keep or fingerprint is None:
+            return opened(folder, self._rank)
+        described = description(num_samples, shapes, dtype)
+        store, values = self._kept(folder, described, fingerprint, opened, proven)
+        if store is None:
+            values = values or self._values_of_this_fit(fingerprint, proven) or _Values(fingerprint)
+            store = opened(folder, self._rank)
+        if values is not None and store.num_held < num_samples:
+            self._open[id(store)] = _Open(store, values, folder, described)
         return store
+
+    def _kept(
+        self,
+        folder: Path,
+        described: dict[str, Any],
+        fingerprint: str,
+        opened: Callable[[Path, int], SampleStore],
+        proven: Callable[[SampleStore], bool],
+    ) -> tuple[SampleStore | None, _Values | None]:
+        """Return a store that begins with a finished one that is proven, and that one's values; None where none is.
+
+        Several processes begin with what is complete only, because all would write to the same.
+        """
+        for found in finished_stores(self.root, fingerprint, described):
+            own = folder.with_name(f"{folder.name}-{self._rank}") if self._shared else folder
+            with storage_errors(self.root):
+                self._own(folder.parent)
+            try:
+                writer = take_over(found, own)
+            except OSError:  # another fit puts a larger one in its place, or there is no room
+                shutil.rmtree(own, ignore_errors=True)
+                continue
+            if not is_whole(own, described):
+                rank_zero_warn(f"FrozenPrefixCache: {found} is damaged; it is removed, and kept anew")
+                shutil.rmtree(found, ignore_errors=True)
+            else:
+                store = opened(own, writer)
+                if self._shared and store.num_held < store.num_samples:
+                    store.close()
+                elif proven(store):
+                    return store, _Values(fingerprint, found)
+                else:
+                    store.close()
+                    rank_zero_warn(
+                        f"FrozenPrefixCache: {found} holds other values than the frozen blocks give now for the same "
+                        "samples, so code has changed; it is not used, and all is kept anew"
+                    )
+            shutil.rmtree(own, ignore_errors=True)
+        return None, None
+
+    def _values_of_this_fit(self, fingerprint: str, proven: Callable[[SampleStore], bool]) -> _Values | None:
+        """Return the values of a store that this fit is filling, where they are proven to be the same.
+
+        Not with several processes, which may find it filled differently, and would not all run the step.
+        """
+        if self._shared:
+            return None
+        of_it = [one for one in self._open.values() if one.values.fingerprint == fingerprint and one.store.num_held]
+        return next((one.values for one in of_it if proven(one.store)), None)
 
     def close(self, store: SampleStore) -> None:
         """Let go of a store, and keep it for later fits where it is to be kept.
 
         What several processes fill together is kept only when it is complete, because some may still be writing.
         """
-        kept = self._names.pop(id(store), None)
-        if kept is not None and self._rank == 0 and (store.num_held == store.num_samples or not self._shared):
-            fingerprint, folder, described = kept
-            finish(folder, described, self.root / fingerprint, store.num_samples)
+        one = self._open.pop(id(store), None)
+        if one is not None and self._rank == 0 and (store.num_held == store.num_samples or not self._shared):
+            values, count = one.values, store.num_samples
+            try:
+                values.kept = finish(one.folder, one.described, self.root, values.fingerprint, count, values.kept)
+            except OSError as error:
+                rank_zero_warn(f"FrozenPrefixCache: nothing is kept in {self.root} for later fits: {reason_of(error)}")
         store.close()
 
     def remove(self) -> None:
@@ -124,22 +208,29 @@ class StoreFolder:
 
     def _place(self, num_bytes: int) -> Path:
         """Return the folder for files: in shared memory if they fit there and go with the fit, else on the disk."""
-        fits = num_bytes * 1.2 < self.budget.max_bytes * self._num_ranks - self.budget.used
-        in_memory = self._shared and not self.keep and fits and SHARED_MEMORY.is_dir()
-        return self._memory if in_memory else self._folder
+        if not self._shared or self.keep or not SHARED_MEMORY.is_dir():
+            return self._folder
+        room = min(self.budget.max_bytes * self._num_ranks - self.budget.used, shutil.disk_usage(SHARED_MEMORY).free)
+        return self._memory if num_bytes * 1.2 < room else self._folder
 
     def _storage(self, folder: Path, *, in_files: bool, writer: int | None = None) -> Storage:
         if in_files:
-            self._own(folder.parent)
+            with storage_errors(folder.parent):
+                self._own(folder.parent)
         number = self._rank if writer is None else writer
         return Storage(self.budget, folder, lambda: self._own(folder.parent), in_files=in_files, writer=number)
 
     def _own(self, folder: Path) -> None:
-        """Make a folder of the fit's, and lock it while this process lives."""
+        """Make a folder of the fit's, and lock it while this process lives.
+
+        The lock gets its name when it is locked, so that nobody takes a fit that begins for one that was killed.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         if self._rank == 0 and folder not in self._locks:
-            self._locks[folder] = (folder / LOCK).open("w")
+            unnamed = folder / f".{LOCK}"
+            self._locks[folder] = unnamed.open("w")
             fcntl.flock(self._locks[folder], fcntl.LOCK_EX | fcntl.LOCK_NB)
+            unnamed.rename(folder / LOCK)
 
 
 def _remove_orphans(root: Path) -> None:

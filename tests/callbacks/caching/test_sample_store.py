@@ -1,7 +1,10 @@
 """SampleStore: what was put comes back, in other batches, with other padding, from memory and from files."""
 
+import fcntl
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
-from lightning_ft_callbacks.caching.identified_batches import whole_data
+from lightning_ft_callbacks.caching import store_folder
+from lightning_ft_callbacks.caching.augmented_views import whole_data
 from lightning_ft_callbacks.caching.kept_caches import digest, is_whole, num_held
 from lightning_ft_callbacks.caching.prefix_lines import PrefixWeights, lines_worth_keeping
 from lightning_ft_callbacks.caching.prefix_watch import smaller
@@ -142,7 +146,7 @@ def test_masks_with_holes_are_refused() -> None:
 def filled(folder: StoreFolder, ids: list[int], fingerprint: str = "name") -> SampleStore:
     """Return a store of six samples, some of which were put into it."""
     samples, tensor = images(ids or [0])
-    store = folder.store("training", 6, [SampleShape(tensor, samples)], None, 4000, fingerprint)
+    store = folder.store("training", 6, [SampleShape(tensor, samples)], None, 4000, fingerprint, lambda _: True)
     if ids:
         store.put(samples, [tensor])
     return store
@@ -151,7 +155,7 @@ def filled(folder: StoreFolder, ids: list[int], fingerprint: str = "name") -> Sa
 def test_a_finished_store_is_whole_until_a_byte_of_it_changes(tmp_path: Path) -> None:
     folder = StoreFolder(tmp_path, "1", Budget(0), keep=True)
     folder.close(filled(folder, [0, 1]))
-    kept = tmp_path / "name"
+    kept = tmp_path / "name-0"
     described = json.loads((kept / "manifest.json").read_text())["store"]
     assert is_whole(kept, described)
     assert num_held(kept, described) == 2
@@ -166,24 +170,36 @@ def test_a_finished_store_is_whole_until_a_byte_of_it_changes(tmp_path: Path) ->
 def test_a_later_fit_begins_with_what_is_kept_adds_to_it_and_changes_no_byte_of_it(tmp_path: Path) -> None:
     for number, ids in enumerate(([0, 1], [1, 2], [5])):
         folder = StoreFolder(tmp_path, f"{number}", Budget(0), keep=True)
-        before = {path.name: path.read_bytes() for path in (tmp_path / "name").glob("segment-*.bin")}
+        before = {path.name: path.read_bytes() for path in (tmp_path / "name-0").glob("segment-*.bin")}
         folder.close(filled(folder, ids))
         folder.remove()
-        assert before.items() <= {path.name: path.read_bytes() for path in (tmp_path / "name").iterdir()}.items()
-    assert [path.name for path in tmp_path.iterdir()] == ["name"]
+        assert before.items() <= {path.name: path.read_bytes() for path in (tmp_path / "name-0").iterdir()}.items()
+    assert [path.name for path in tmp_path.iterdir()] == ["name-0"]
     store = filled(StoreFolder(tmp_path, "4", Budget(0), keep=True), [])
     samples, tensor = images([0, 1, 2, 5])
     assert store.num_held == 4
     assert torch.equal(store.get(samples)[0], tensor)
 
 
-def test_two_fits_at_once_keep_what_both_hold(tmp_path: Path) -> None:
+def test_two_fits_at_once_keep_each_what_it_holds(tmp_path: Path) -> None:
     folders = [StoreFolder(tmp_path, token, Budget(0), keep=True) for token in ("1", "2")]
     stores = [filled(folder, ids) for folder, ids in zip(folders, ([0, 1, 2], [2, 4]), strict=True)]
     for folder, store in zip(folders, stores, strict=True):
         folder.close(store)
         folder.remove()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["name-0", "name-1"]
     store = filled(StoreFolder(tmp_path, "3", Budget(0), keep=True), [])
+    samples, tensor = images([0, 1, 2])  # of two whose values are proven, that which holds more
+    assert store.num_held == 3
+    assert torch.equal(store.get(samples)[0], tensor)
+
+
+def test_what_a_fit_holds_twice_is_kept_as_one_where_it_is_proven_to_be_the_same(tmp_path: Path) -> None:
+    folder = StoreFolder(tmp_path, "1", Budget(0), keep=True)
+    for store in [filled(folder, ids) for ids in ([0, 1, 2], [2, 4])]:
+        folder.close(store)
+    folder.remove()
+    store = filled(StoreFolder(tmp_path, "2", Budget(0), keep=True), [])
     samples, tensor = images([0, 1, 2, 4])
     assert store.num_held == 4
     assert torch.equal(store.get(samples)[0], tensor)
@@ -214,6 +230,53 @@ def test_a_folder_of_a_fit_goes_with_it(tmp_path: Path) -> None:
     folder.close(store)
     folder.remove()
     assert not list(tmp_path.iterdir())
+
+
+def test_in_shared_memory_that_is_too_small_nothing_is_put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    monkeypatch.setattr(store_folder, "SHARED_MEMORY", shared)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=64 * 2**20))  # as in a container
+    folder = StoreFolder(tmp_path / "disk", "1", Budget(2**40), num_ranks=2)
+    samples, tensor = images([0])
+    for num_bytes, place in ((63 * 2**20, "disk"), (40 * 2**20, "shared")):
+        folder.store("training", 1, [SampleShape(tensor, samples)], None, num_bytes).put(samples, [tensor])
+        assert list((tmp_path / place).rglob("segment-1.bin"))
+        assert not [*shared.iterdir()] or place == "shared"
+
+
+def test_a_fit_that_begins_is_never_taken_for_one_that_was_killed(tmp_path: Path) -> None:
+    living = StoreFolder(tmp_path, "1", Budget(0))
+    filled(living, [0])
+    assert not [path for path in tmp_path.rglob("lock") if not _is_locked(path)]
+    StoreFolder(tmp_path, "2", Budget(0))
+    assert list(tmp_path.rglob("segment-1.bin"))
+
+
+def _is_locked(file: Path) -> bool:
+    with file.open() as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def test_reading_files_takes_no_memory_of_its_own(tmp_path: Path) -> None:
+    """What is mapped counts as the file's pages, which the system takes back where memory is short."""
+
+    def own_memory() -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+    samples, tensor = images(list(range(64)), size=2**18)  # a megabyte each
+    store = SampleStore(64, [SampleShape(tensor, samples)], Storage(Budget(0), tmp_path, lambda: None))
+    store.put(samples, [tensor])
+    del tensor
+    before = own_memory()
+    for number in range(64):
+        store.get(Samples((number,)))
+    assert own_memory() - before < 8 * 2**20
 
 
 NAMES = ("a", "b", "c", "head")

@@ -11,7 +11,8 @@ from image_parts import write_photos
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from lightning_ft.data.images import Images, read_image, seeded
+from lightning_ft.data.images import Images, read_image
+from lightning_ft_callbacks.state.seeded import seeded
 
 
 def global_states():

@@ -8,7 +8,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from lightning_ft.data.image_transforms import image_transform
-from lightning_ft.data.images import seeded
+from lightning_ft_callbacks.state.seeded import seeded
 
 
 def photo(*, colour: int | None = None) -> Image.Image:
