@@ -170,11 +170,6 @@ class FrozenPrefixCache(BlockCallback):
         if self._fit is not None:
             self._fit.change_phase()
 
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:  # noqa: ARG002
-        """Be ready for an optimizer that runs the step again."""
-        if self._fit is not None:
-            self._fit.begin_anew()
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
