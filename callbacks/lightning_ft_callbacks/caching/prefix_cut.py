@@ -1,6 +1,6 @@
 """PrefixCut: where a module's frozen prefix ends, and what crosses that line."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,7 @@ class PrefixCut:
         keys: Made of what is done between lower modules, by the call before which it is done.
         placeholders: What lower modules give, by call.
         num_running: Calls of lower modules that run in each step all the same.
+        differentiable: Those crossings that have a gradient, which ends in a lower module.
         is_written_to: Whether the step writes into what crosses.
     """
 
@@ -49,7 +50,26 @@ class PrefixCut:
         self.placeholders: dict[int, Placeholder] = {}
         self.num_running = 0
         self.is_written_to = False
+        self.differentiable: set[Leaf] = set()
         self._root = block_map.root
+        self._look_below()
+
+    def open(self, called: Collection[nn.Module]) -> bool:
+        """Go down to the modules that a step calls: of a network whose blocks somebody calls one by one, to these.
+
+        Args:
+            called: The modules that a step has called.
+
+        Returns:
+            Whether any had to be opened.
+        """
+        lower, upper = _called(self.lower, called), _called(self.upper, called)
+        opened = lower != self.lower or upper != self.upper
+        self.lower, self.upper = lower, upper
+        self._look_below()
+        return opened
+
+    def _look_below(self) -> None:
         self._modules = PrefixModules(self.lower)
         self._sensitive = [part for module in self.lower for part in module.modules() if _changes_in_training(part)]
 
@@ -163,6 +183,17 @@ def _sides(block_map: BlockMap, block: str) -> tuple[list[nn.Module], list[nn.Mo
 
     divide(block_map.root)
     return list(dict.fromkeys(lower)), list(dict.fromkeys(upper))
+
+
+def _called(modules: Sequence[nn.Module], called: Collection[nn.Module]) -> list[nn.Module]:
+    """Return modules, or those in them that were called where they were not; all of one in which none was."""
+    found: list[nn.Module] = []
+    for module in modules:
+        if module in called or not any(part in called for part in module.modules()):
+            found.append(module)
+        else:
+            found += _called([*module.children()], called)
+    return list(dict.fromkeys(found))
 
 
 def _changes_in_training(module: nn.Module) -> bool:

@@ -224,7 +224,11 @@ class PrefixPart:
             tensors = [one.captured[place] for place in cut.crossings]
             for shape, tensor in zip(cut.shapes, tensors, strict=True):
                 shape.see(tensor, samples, f"what is read above {cut.block}")
-            self._stores[cut.block].put(samples, tensors)
+            try:
+                self._stores[cut.block].put(samples, tensors)
+            except CannotCacheError:
+                self.drop(cut.block)
+                raise
         if passes and step is not None and self._inputs is not None and not self._inputs.has(step[1].ids):
             self._inputs.see(*step)
             self._inputs.put(*step)

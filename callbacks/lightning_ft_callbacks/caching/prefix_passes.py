@@ -1,14 +1,15 @@
 """PrefixPasses: what is done on both sides of a cut while a step runs, to take what crosses it or to put it there."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
+from lightning_ft_callbacks.caching.own_gradients import OwnGradients
 from lightning_ft_callbacks.caching.postponed import (
     Postponed,
     Postponements,
@@ -95,8 +96,8 @@ class PrefixPass:
         for place, shape in self.cut.inputs.items():
             number, index = place
             leaf = leaves[index] if number == call and index < len(leaves) else None
-            if not isinstance(leaf, Tensor) or isinstance(leaf, Postponed):
-                continue  # not there without padding, or not read yet
+            if not _is_there(leaf):
+                continue  # which some are not without padding
             try:
                 self._same.check(place, leaf, shape, self.samples)
             except CannotCacheError as error:
@@ -133,6 +134,7 @@ class CapturingPass(PrefixPass):
         self._wanted = frozenset(cut.crossings)
         self.captured: dict[Leaf, Tensor] = {}
         self.read: dict[Leaf, Tensor] = {}
+        self._gradients = OwnGradients()
 
     def attach(self) -> None:
         """Be ready to look at lower modules too."""
@@ -144,21 +146,23 @@ class CapturingPass(PrefixPass):
     def before_lower(self, call: int, leaves: list[Any]) -> None:
         """Look at what a lower module's call reads."""
         self.look_at(call, leaves)
+        if not self._gradients.reach_all(leaves):
+            self.refusal = CannotCacheError(
+                f"a gradient flows through what is below {self.cut.block}: something that is trained, or the input, "
+                "comes before it"
+            )
         for number, index in self.cut.inputs:
-            if number == call and index < len(leaves) and isinstance(leaves[index], Tensor):
+            if number == call and index < len(leaves) and _is_there(leaves[index]):
                 self.read[call, index] = leaves[index].detach()
 
     def after_lower(self, call: int, leaves: list[Any]) -> None:
         """Take what is wanted of what it gave."""
+        self._gradients.begin_at(leaves)
         for index, leaf in enumerate(leaves):
-            if (call, index) not in self._wanted:
-                continue
-            self.captured[call, index] = known(leaf).detach().clone()
-            if leaf.requires_grad:
-                self.refusal = CannotCacheError(
-                    f"a gradient flows through what is below {self.cut.block}: something that is trained, or the "
-                    "input, comes before it"
-                )
+            if (call, index) in self._wanted:
+                self.captured[call, index] = known(leaf).detach().clone()
+                if leaf.requires_grad:
+                    self.cut.differentiable.add((call, index))
         if self._stop and len(self.captured) == len(self._wanted):
             raise ReachedError
 
@@ -243,6 +247,8 @@ class ReplayingPass(PrefixPass):
         kept = self._kept.get((call, index))
         if kept is None:
             return self._later(shape, run, index)
+        if (call, index) in self.cut.differentiable:  # a checkpoint passes gradients on only if its input has one
+            kept.requires_grad_(torch.is_grad_enabled())
         if self.cut.is_written_to:
             kept = kept.clone()
         if call == self._last:
@@ -260,7 +266,7 @@ class ReplayingPass(PrefixPass):
             leaves, spec = flatten((args, kwargs))
             call = self.next_call() if self.listens else None
             if call is not None:
-                self._make_sure(module, call, leaves)
+                self._make_sure(module, call, leaves, _switches(args, kwargs))
             if call is None or self.refusal is not None:
                 self.num_run += self._at_work
                 args, kwargs = tree_unflatten([known(leaf) for leaf in leaves], spec)
@@ -279,11 +285,11 @@ class ReplayingPass(PrefixPass):
         forward.before = before  # type: ignore[attr-defined]
         return forward
 
-    def _make_sure(self, module: nn.Module, call: int, leaves: Sequence[Any]) -> None:
+    def _make_sure(self, module: nn.Module, call: int, leaves: Sequence[Any], switches: Hashable) -> None:
         """Find out whether a lower module's call is the one that was learnt, and reads what it read then."""
         if self.refusal is not None:
             return
-        key = hash(tuple(map(_key_of, leaves)))
+        key = hash((switches, *(leaf.promise.key for leaf in leaves if isinstance(leaf, Postponed))))
         if self._learns:
             self.cut.keys[call] = key
         expected = self.cut.placeholders.get(call)
@@ -292,7 +298,7 @@ class ReplayingPass(PrefixPass):
                 f"the step does something else than on the first batch before {type(module).__name__} below "
                 f"{self.cut.block}; let it do the same each time"
             )
-        elif any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves):
+        elif any(_is_there(leaf) and leaf.requires_grad for leaf in leaves):
             self.refusal = CannotCacheError(f"a gradient flows through what is below {self.cut.block}")
         else:
             self.look_at(call, leaves)
@@ -329,11 +335,14 @@ def run(step: Callable[[], Any], passes: Sequence[PrefixPass]) -> Any:
             one.end()
 
 
-def _key_of(leaf: Any) -> Any:
-    """Return what an argument was made by, or that it switches something on."""
-    if isinstance(leaf, Postponed):
-        return leaf.promise.key
-    return leaf if isinstance(leaf, bool | float | str) else None
+def _is_there(leaf: Any) -> TypeGuard[Tensor]:
+    return isinstance(leaf, Tensor) and not isinstance(leaf, Postponed)
+
+
+def _switches(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
+    """Return the arguments that switch something on; keeping keys and values changes nothing of what comes out."""
+    named = [*enumerate(args), *sorted(kwargs.items())]
+    return tuple(one for one in named if isinstance(one[1], bool | float | str) and one[0] != "use_cache")
 
 
 def _plain(leaf: Any) -> Any:

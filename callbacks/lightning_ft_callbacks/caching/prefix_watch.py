@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.seed import _collect_rng_states
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_ft_callbacks.caching.postponed import Postponed, Promise
 from lightning_ft_callbacks.caching.prefix_cut import Leaf, PrefixCut
@@ -77,6 +77,8 @@ class PrefixWatch:
         if not usable():
             return refusals
         truth = self._step(self._batch, usable())
+        if any([recorded.cut.open(recorded.called) for recorded in usable()]):
+            truth = self._step(self._batch, usable())
         each(self._mark)
         seen = self._in_another_batch([recorded.cut for recorded in usable()])
         each(lambda recorded: self._follow(recorded, seen))
@@ -96,6 +98,8 @@ class PrefixWatch:
         rows = {place: SampleShape(recorded.leaf(place), self._samples) for place in sorted(marking.marked)}
         cut.crossings = [place for place, shape in rows.items() if shape.by_sample]
         cut.shapes = [rows[place] for place in cut.crossings]
+        if not cut.crossings:
+            raise CannotCacheError(f"nothing that has one row a sample is read of what lies below {cut.block}")
         recorded.read = marking.read
         cut.inputs = {place: SampleShape(leaf, self._samples) for place, leaf in marking.read.items()}
 
@@ -184,6 +188,7 @@ class _RecordingPass(CapturingPass):
     def __init__(self, cut: PrefixCut, samples: Samples) -> None:
         super().__init__(cut, samples)
         self.outputs: list[list[Any]] = []
+        self.called: set[nn.Module] = set()
         self.has_drawn = False
         self._before: Any = None
 
@@ -192,8 +197,11 @@ class _RecordingPass(CapturingPass):
         cut = self.cut
         cut.crossings, cut.shapes, cut.inputs = [], [], {}
         cut.placeholders.clear()
+        self.outputs, self.has_drawn = [], False
         self._before = _collect_rng_states(include_cuda=True)
         super().attach()
+        for module in {part for one in [*cut.lower, *cut.upper] for part in one.modules()}:
+            self._handles.append(module.register_forward_pre_hook(lambda module, _: self.called.add(module)))
 
     def leaf(self, place: Leaf) -> Tensor:
         """Return what a lower module's call gave."""
