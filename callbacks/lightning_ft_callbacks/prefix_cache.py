@@ -34,7 +34,7 @@ class FrozenPrefixCache(BlockCallback):
     kept in the same pass. Results stay what they are without it, within the tolerance of floating-point sums: on a
     batch of each phase a step that begins at the kept values is compared with a whole one before any is used.
 
-    A module that says in an attribute ``prefix_inputs`` which entries of its batches (dictionaries of tensors) only
+    A module that says in an attribute ``prefix_inputs`` which entries of its batches (mappings of tensors) only
     the backbone reads, as FineTuner does, is spared the reading and decoding of its data too.
 
     Args:

@@ -114,11 +114,13 @@ class Postponed(Tensor):
         """
         value = self.promise.keep()[self.number]
         if value.shape != self.shape:
-            raise CannotCacheError(f"a postponed tensor of shape {tuple(self.shape)} has {tuple(value.shape)} after all")
+            raise CannotCacheError(
+                f"a postponed tensor of shape {tuple(self.shape)} has {tuple(value.shape)} after all"
+            )
         return value
 
     @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG003
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Give functions that look at memory what they look for."""
         args, kwargs = args, kwargs or {}
         if func in READS_MEMORY:
@@ -127,7 +129,7 @@ class Postponed(Tensor):
             return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG003
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Postpone an operation where that can be done."""
         operation = _Operation(func, args, kwargs or {})
         return operation.write() if func._schema.is_mutable else operation.read()

@@ -77,7 +77,8 @@ class PrefixWatch:
         if not usable():
             return refusals
         truth = self._step(self._batch, usable())
-        if any([recorded.cut.open(recorded.called) for recorded in usable()]):
+        opened = [recorded.cut.open(recorded.called) for recorded in usable()]
+        if any(opened):
             truth = self._step(self._batch, usable())
         each(self._mark)
         seen = self._in_another_batch([recorded.cut for recorded in usable()])
@@ -90,7 +91,8 @@ class PrefixWatch:
         cut = recorded.cut
         if recorded.has_drawn:
             raise CannotCacheError(
-                f"random numbers are drawn before {cut.block}: take augmentation or dropout out of what lies below it"
+                f"random numbers are drawn before {cut.block}: take augmentation or dropout out of what lies below it; "
+                "set the p of a dropout to 0 that is in no frozen block"
             )
         marking = _MarkingPass(cut, self._samples, recorded.outputs)
         self._step(self._batch, [marking])
@@ -150,15 +152,18 @@ class PrefixWatch:
         there = [other.captured[place] for place in cut.crossings]
         for shape, tensor in zip(cut.shapes, there, strict=True):
             shape.see(tensor, other.samples, f"what is read above {cut.block}")
+        # a table that has by chance as many rows as there are samples is none of them
         of_samples = [n for n, shape in enumerate(cut.shapes) if shape.by_sample]
-        cut.crossings, cut.shapes, there = ([part[n] for n in of_samples] for part in (cut.crossings, cut.shapes, there))
+        cut.crossings = [cut.crossings[n] for n in of_samples]
+        cut.shapes = [cut.shapes[n] for n in of_samples]
+        there = [there[n] for n in of_samples]
         if not self._padded:
             here = self._kept(recorded, other.samples)
             blanked = [_without_padding(*one, other.samples) for one in zip(there, cut.shapes, strict=True)]
             if not _close(here, blanked, self._tolerance(here)):
                 raise CannotCacheError(
-                    f"what is read above {cut.block} depends on a sample's neighbours in the batch or on their padding; "
-                    "give the backbone the attention_mask, and position_ids if padding stands on the left"
+                    f"what is read above {cut.block} depends on a sample's neighbours in the batch or on their padding"
+                    "; give the backbone the attention_mask, and position_ids if padding stands on the left"
                 )
         self._follow_inputs(recorded, other)
 

@@ -83,7 +83,12 @@ def _gradients(module: nn.Module) -> Restore:
 def _hooks(module: nn.Module) -> Restore:
     """Keep which hooks there are: transformers makes some in the first step, and notes in an attribute that it has."""
     names = [f"_forward{kind}hooks{extra}" for kind in ("_", "_pre_") for extra in ("", "_with_kwargs")]
-    found = [(hooks, hooks.copy()) for part in module.modules() for name in names if (hooks := getattr(part, name)) is not None]
+    found = [
+        (hooks, hooks.copy())
+        for part in module.modules()
+        for name in names
+        if (hooks := getattr(part, name)) is not None
+    ]
 
     def restore() -> None:
         for hooks, before in found:
