@@ -124,7 +124,7 @@ class Postponed(Tensor):
         """Give functions that look at memory what they look for."""
         args, kwargs = args, kwargs or {}
         if func in READS_MEMORY:
-            args, kwargs = known((args, kwargs))
+            args, kwargs = map_leaves(_data, (args, kwargs))
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
 
@@ -136,12 +136,19 @@ class Postponed(Tensor):
 
 
 def known(tree: Any) -> Any:
-    """Return a structure whose postponed tensors are computed.
+    """Return a structure whose postponed tensors are computed; those with a gradient stay what gradients flow through.
 
     Args:
         tree: Any structure.
     """
-    return map_leaves(lambda leaf: leaf.known() if isinstance(leaf, Postponed) else leaf, tree)
+
+    def compute(leaf: Any) -> Any:
+        if not isinstance(leaf, Postponed):
+            return leaf
+        value = leaf.known()
+        return leaf if leaf.requires_grad else value
+
+    return map_leaves(compute, tree)
 
 
 def alive(notes: Postponements) -> list[Postponed]:
@@ -183,8 +190,10 @@ class _Operation:
         self._func = func
         self._leaves, self._spec = tree_flatten((args, kwargs))
         self._late = [leaf for leaf in self._leaves if isinstance(leaf, Postponed)]
-        # what is learnt from has a gradient, which is nothing to postpone
-        self._learns = any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in self._leaves)
+        # what something trained takes part in is nothing to postpone
+        self._learns = any(
+            isinstance(leaf, Tensor) and leaf.requires_grad and not isinstance(leaf, Postponed) for leaf in self._leaves
+        )
         self._notes = next((late.notes for late in self._late if late.notes is not None), None)
 
     def read(self) -> Any:
@@ -249,7 +258,7 @@ class _Operation:
         return SHAPES[question]
 
     def _at_once(self) -> Any:
-        return self._call(self._func, known(self._leaves))
+        return self._call(self._func, [_data(leaf) for leaf in self._leaves])
 
     def _call(self, func: Callable[..., Any], leaves: Sequence[Any]) -> Any:
         args, kwargs = tree_unflatten(leaves, self._spec)
@@ -265,6 +274,10 @@ def surroundings(device: torch.device) -> Callable[[], AbstractContextManager[An
     kind = device.type
     enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
     return lambda: torch.autocast(kind, dtype=dtype, enabled=enabled)
+
+
+def _data(leaf: Any) -> Any:
+    return leaf.known() if isinstance(leaf, Postponed) else leaf
 
 
 def _values(past: Sequence[Any]) -> list[Any]:
