@@ -37,7 +37,7 @@ class FrozenPrefixCache(BlockCallback):
     kept in the same pass. Results stay what they are without it, within the tolerance of floating-point sums: on a
     batch of each phase a step that begins at the kept values is compared with a whole one before any is used.
 
-    A module that says in an attribute ``prefix_inputs`` which entries of its batches (dictionaries of tensors) only
+    A module that says in an attribute ``prefix_inputs`` which entries of its batches (mappings of tensors) only
     the backbone reads, as FineTuner does, is spared the reading and decoding of its data too.
 
     Args:
@@ -184,11 +184,6 @@ class FrozenPrefixCache(BlockCallback):
         """Look again, where GradualUnfreezing has changed what is trained after the batch came."""
         if self._fit is not None:
             self._fit.change_phase()
-
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:  # noqa: ARG002
-        """Be ready for an optimizer that runs the step again."""
-        if self._fit is not None:
-            self._fit.begin_anew()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

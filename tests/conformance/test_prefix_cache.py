@@ -203,7 +203,7 @@ def test_a_second_run_starts_warm_and_a_changed_or_foreign_cache_is_never_used(t
     cold = kept(tmp_path)
     cold.same_as(without)
     folders = sorted(tmp_path.iterdir())
-    assert len(folders) == 2  # training and validation have samples of their own
+    assert len(folders) == 1  # training and validation keep the same of one data set
     warm = kept(tmp_path)
     warm.same_as(without)
     assert cold.calls == [6 + 6 + 2 * TRIES, 0]
@@ -375,7 +375,7 @@ class TrainsMode(Callback):
         (Foreign, lambda: ([DataLoader(images(), 4)] * 2,), None, "several training loaders"),
         (Draws, named_loaders, None, "random numbers are drawn before head"),
         (Manual, named_loaders, None, "under manual optimization"),
-        (Hooked, named_loaders, None, "'conv1' below head has a hook.*remove it"),
+        (Hooked, named_loaders, None, "'body.conv1' below head has a hook.*remove it"),
         (Foreign, named_loaders, TrainsMode, "is in train mode; freeze it with GradualUnfreezing"),
     ],
 )

@@ -1,12 +1,15 @@
 """BatchInputs: what a step reads of a batch beside the frozen prefix, kept so that batches can be made without data."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from lightning_ft_callbacks.caching.prefix_cut import Zeros
+from lightning_ft_callbacks.caching.postponed import Postponed, Promise
+from lightning_ft_callbacks.caching.same_samples import SameSamples
 from lightning_ft_callbacks.caching.sample_shapes import CannotCacheError, Samples, SampleShape
 from lightning_ft_callbacks.caching.sample_store import SampleStore
 from lightning_ft_callbacks.caching.storage import Storage
@@ -15,10 +18,10 @@ MASK = "attention_mask"
 
 
 class BatchInputs:
-    """Makes batches of samples that were seen before: labels and masks as they were, zeros for what goes unread.
+    """Makes batches of samples that were seen before: labels and masks as they were, the rest read if somebody asks.
 
     Args:
-        batch: A batch, a dictionary of tensors.
+        batch: A batch, a mapping of names to tensors.
         samples: Its samples.
         unread: Names of what only the prefix reads.
         num_samples: Samples of the data set.
@@ -38,16 +41,17 @@ class BatchInputs:
         storage: Storage,
         index: Path | None = None,
     ) -> None:
-        if type(batch) is not dict or not all(isinstance(value, Tensor) for value in batch.values()):
-            raise CannotCacheError("a batch is no dictionary of tensors")
+        if not isinstance(batch, Mapping) or not all(isinstance(value, Tensor) for value in batch.values()):
+            raise CannotCacheError("a batch is no mapping of names to tensors")
         self._order = list(batch)
+        self._empty: Any = copy(batch)
+        self._empty.clear()
         self._unread = {name: SampleShape(batch[name], samples) for name in batch if name in unread}
         self._mask = batch[MASK].dtype if MASK in batch else None
         self._names = [name for name in batch if name not in unread and name != MASK]
         self._shapes = [SampleShape(batch[name], samples) for name in self._names]
         self._padding: dict[str, float | None] = dict.fromkeys(self._names)
         self._store = SampleStore(num_samples, self._shapes, storage, index=index)
-        self._zeros = Zeros()
         self._left = samples.left
 
     def see(self, batch: Mapping[str, Tensor], samples: Samples) -> None:
@@ -68,6 +72,15 @@ class BatchInputs:
                 if len(padding) != 1 or known not in (None, padding.item()):
                     raise CannotCacheError(f"{name!r} of the batch is padded with several values")
                 self._padding[name] = padding.item()
+
+    def check(self, batch: Mapping[str, Tensor], samples: Samples, same: SameSamples) -> None:
+        """Compare what is kept with what a batch that was read has.
+
+        Raises:
+            CannotCacheError: If a sample is another, with what to change.
+        """
+        for name, shape in zip(self._names, self._shapes, strict=True):
+            same.check(name, batch[name], shape, samples)
 
     def put(self, batch: Mapping[str, Tensor], samples: Samples) -> None:
         """Keep the samples of a batch.
@@ -94,8 +107,13 @@ class BatchInputs:
         lengths = self._store.lengths(ids)
         return Samples(ids, lengths, max(lengths), self._left)
 
-    def batch(self, ids: tuple[int, ...]) -> dict[str, Tensor]:
-        """Return a batch, on the CPU."""
+    def batch(self, ids: tuple[int, ...], read: Callable[[], Mapping[str, Tensor]]) -> Any:
+        """Return a batch, on the CPU but for what is not read yet.
+
+        Args:
+            ids: Its samples.
+            read: Reads it after all.
+        """
         samples = self.samples(ids)
         parts = dict(zip(self._names, self._store.get(samples), strict=True))
         for name, shape in zip(self._names, self._shapes, strict=True):
@@ -103,12 +121,39 @@ class BatchInputs:
                 parts[name][~samples.mask()] = padding
         if self._mask is not None:
             parts[MASK] = samples.mask().to(self._mask)
-        parts |= {name: self._zeros.of(shape, samples) for name, shape in self._unread.items()}
-        return {name: parts[name] for name in self._order}
+        return self._made(parts | self._later(samples, read))
 
-    def blanked(self, batch: Mapping[str, Tensor], samples: Samples) -> dict[str, Tensor]:
-        """Return a batch with zeros for what goes unread."""
-        return {n: self._zeros.of(self._unread[n], samples) if n in self._unread else batch[n] for n in batch}
+    def blanked(self, batch: Mapping[str, Tensor], samples: Samples) -> Any:
+        """Return a batch in which what goes unread is not read yet."""
+        return self._made({**batch, **self._later(samples, lambda: batch)})
+
+    def _made(self, parts: Mapping[str, Tensor]) -> Any:
+        made = copy(self._empty)
+        made.update({name: parts[name] for name in self._order})
+        return made
+
+    def _later(self, samples: Samples, read: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Return what goes unread, to be read once if somebody asks for any of it."""
+
+        def compute() -> list[Tensor]:
+            batch = read()
+            return [_fitted(batch[name], shape, samples) for name, shape in self._unread.items()]
+
+        promise = Promise(compute, "batch")
+        return {
+            name: Postponed(
+                torch.empty(shape.size(samples), dtype=shape.dtype, device="meta"), shape.device, promise, number
+            )
+            for number, (name, shape) in enumerate(self._unread.items())
+        }
+
+
+def _fitted(tensor: Tensor, shape: SampleShape, samples: Samples) -> Tensor:
+    """Return what was read where a batch has it: without padding that no sample needs."""
+    for dim in shape.token_dims:
+        tokens = samples.num_tokens or 0
+        tensor = tensor.narrow(dim, tensor.shape[dim] - tokens if samples.left else 0, tokens)
+    return tensor.to(shape.device, shape.dtype).contiguous()
 
 
 def mask_of(batch: Any) -> Tensor | None:

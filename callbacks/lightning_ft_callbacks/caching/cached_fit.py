@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -13,13 +13,15 @@ from lightning_ft_callbacks.blocks import BlockMap
 from lightning_ft_callbacks.caching.batch_inputs import mask_of
 from lightning_ft_callbacks.caching.identified_batches import IdentifiedBatches, IdentifiedLoaders, why_not_identified
 from lightning_ft_callbacks.caching.prefix_cut import PrefixCut
-from lightning_ft_callbacks.caching.prefix_lines import PrefixWeights, lines_worth_keeping
+from lightning_ft_callbacks.caching.prefix_guard import PrefixWeights
+from lightning_ft_callbacks.caching.prefix_lines import lines_worth_keeping
 from lightning_ft_callbacks.caching.prefix_part import PrefixPart
 from lightning_ft_callbacks.caching.sample_shapes import CannotCacheError, Samples
 from lightning_ft_callbacks.caching.storage import StorageFullError
 from lightning_ft_callbacks.caching.store_folder import StoreFolder
 from lightning_ft_callbacks.caching.watched_step import WatchedStep
 
+STEPS = ("training_step", "validation_step")
 NAMES = {"train": "training", "val": "validation"}
 Place = tuple[str, int]  # "train" or "val", and the number of the loader
 Fingerprint = Callable[[Any, int, PrefixCut], str | None]
@@ -58,10 +60,13 @@ class CachedFit:
         self._fingerprint = fingerprint
         self._active = active
         self._parameters = [block_map.parameters(name) for name in block_map.names]
-        self._weights = PrefixWeights(self._parameters)
+        self._weights = PrefixWeights(block_map)
         self._parts: dict[Place, PrefixPart | None] = {}
         self._frontier = 0
         self._step: _Step | None = None
+        self._own_steps = {name: module.__dict__.get(name) for name in STEPS}
+        for name in STEPS:
+            module.__dict__[name] = self._postponing(getattr(module, name))
 
     @property
     def frontier(self) -> int:
@@ -113,11 +118,6 @@ class CachedFit:
             self._step.part.stop()
             self._serve(self._step)
 
-    def begin_anew(self) -> None:
-        """Be ready for an optimizer that runs the step again."""
-        if self._step is not None:
-            self._step.part.begin_anew()
-
     def end(self) -> None:
         """End the step, and keep what it brought."""
         step, self._step = self._step, None
@@ -134,10 +134,26 @@ class CachedFit:
     def close(self) -> None:
         """Let go of everything, and remove files that are not to be kept."""
         self._step = None
+        for name, own in self._own_steps.items():
+            self._module.__dict__.pop(name, None)
+            if own is not None:
+                self._module.__dict__[name] = own
         for part in self._parts.values():
             if part is not None:
                 part.close()
         self._folder.remove()
+
+    def _postponing(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a module's step that postpones the frozen blocks while it runs on the batch that was begun."""
+
+        @wraps(step)
+        def postponing(*args: Any, **kwargs: Any) -> Any:
+            begun = self._step
+            if begun is None or not self._active():
+                return step(*args, **kwargs)
+            return begun.part.run(partial(step, *args, **kwargs))
+
+        return postponing
 
     def _serve(self, step: "_Step") -> None:
         """Attach a step's passes, with its batch read after all where the prefix must run."""
@@ -200,6 +216,11 @@ class CachedFit:
                 f"FrozenPrefixCache: keeps what {block} reads of {part.num_samples:,} samples ({part.name}), about "
                 f"{num_bytes / 1e6:,.0f} MB"
             )
+            if num_running := part.num_running(block):
+                rank_zero_info(
+                    f"FrozenPrefixCache: below {block}, {num_running} calls of frozen modules go on running in each "
+                    f"{part.name} step: after a trained block has run, or what they give cannot be kept"
+                )
 
     def _refuse(self, step: "_Step", block: str, reason: str) -> None:
         """Say why nothing is kept: an error before the first step, a notice later and for validation."""
@@ -216,7 +237,7 @@ class CachedFit:
             self._frontier = frontier
             for part in parts:
                 part.drop_above(frontier)
-        if self._weights.changed(frontier):
+        if self._weights.changed(frontier, self._trainer.current_epoch):
             rank_zero_warn("FrozenPrefixCache: somebody has changed weights of frozen blocks; all is kept anew")
             for part in parts:
                 part.close()
@@ -269,7 +290,6 @@ class CachedFit:
             unread=frozenset(getattr(self._module, "prefix_inputs", ())),
             folder=self._folder,
             dtype=self._dtype,
-            active=self._active,
         )
         self._parts[place] = part
         return part

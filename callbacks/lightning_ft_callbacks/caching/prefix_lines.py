@@ -1,10 +1,6 @@
-"""Below which blocks keeping pays, and whether what lies below has stayed what it was."""
+"""Below which blocks keeping pays."""
 
 from collections.abc import Sequence
-
-from torch.nn import Parameter
-
-from lightning_ft_callbacks.caching.kept_caches import digest
 
 
 def lines_worth_keeping(
@@ -31,33 +27,3 @@ def lines_worth_keeping(
             lines.append(line)
         lowest = min(lowest, line)
     return lines
-
-
-class PrefixWeights:
-    """Notices when somebody changes weights below a line.
-
-    Args:
-        parameters: Those of each block, input first.
-    """
-
-    def __init__(self, parameters: Sequence[Sequence[Parameter]]) -> None:
-        self._parameters = parameters
-        self._known: dict[int, tuple[int, str]] = {}
-
-    def changed(self, line: int) -> bool:
-        """Tell whether weights below a line are others than when it was asked for this line the last time.
-
-        They are read only if they were written to, which some do who then put them back: an average of weights that
-        takes their place in validation.
-
-        Args:
-            line: The position of the lowest block above it.
-        """
-        below = [parameter for parameters in self._parameters[:line] for parameter in parameters]
-        version = sum(parameter._version for parameter in below) + sum(map(id, below))
-        known = self._known.get(line)
-        if known is not None and known[0] == version:
-            return False
-        found = digest(*below)
-        self._known = {line: (version, found)}
-        return known is not None and known[1] != found

@@ -5,13 +5,14 @@ from functools import partial
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_ft_callbacks.blocks import BlockMap
 from lightning_ft_callbacks.caching.augmented_views import same_data, whole_data
 from lightning_ft_callbacks.caching.batch_inputs import BatchInputs, mask_of
 from lightning_ft_callbacks.caching.identified_batches import IdentifiedBatches
-from lightning_ft_callbacks.caching.prefix_cut import PrefixCut, Zeros
-from lightning_ft_callbacks.caching.prefix_passes import CapturingPass, PrefixPass, ReplayingPass
+from lightning_ft_callbacks.caching.prefix_cut import PrefixCut
+from lightning_ft_callbacks.caching.prefix_passes import CapturingPass, PrefixPass, ReplayingPass, run
 from lightning_ft_callbacks.caching.prefix_watch import PrefixWatch, Step
 from lightning_ft_callbacks.caching.read_ahead import ReadAhead
 from lightning_ft_callbacks.caching.same_samples import SameSamples, another_sample, check_same
@@ -31,7 +32,6 @@ class PrefixPart:
         unread: Names of what only the backbone's prefix reads of a batch; empty if that is not known.
         folder: Where stores are made.
         dtype: The type that floating-point numbers are kept in; None for their own.
-        active: Asked whether a run is of the batch that was begun.
 
     Attributes:
         considered: Lowest trained blocks for which it was decided whether to keep anything.
@@ -47,7 +47,6 @@ class PrefixPart:
         unread: Collection[str],
         folder: StoreFolder,
         dtype: torch.dtype | None,
-        active: Callable[[], bool],
     ) -> None:
         self.name = name
         self.loader = loader
@@ -65,11 +64,9 @@ class PrefixPart:
         self._unread = unread
         self._folder = folder
         self._dtype = dtype
-        self._active = active
         self._cuts: dict[str, PrefixCut] = {}
         self._stores: dict[str, SampleStore] = {}
         self._inputs: BatchInputs | None = None
-        self._zeros = Zeros()
         self._passes: list[PrefixPass] = []
         self._step: tuple[Any, Samples] | None = None
         self._same = SameSamples()
@@ -156,6 +153,10 @@ class PrefixPart:
         self._inputs = unread
         return chosen
 
+    def num_running(self, block: str) -> int:
+        """Return how many calls of modules below a block run in each step all the same."""
+        return self._cuts[block].num_running
+
     def has(self, ids: Sequence[int], frontier: int) -> bool:
         """Tell whether a batch of some samples need not be read."""
         numbers = self.numbers(ids)
@@ -164,7 +165,12 @@ class PrefixPart:
     def batch(self, ids: Sequence[int]) -> Any:
         """Return a batch that need not be read."""
         assert self._inputs is not None
-        return self._inputs.batch(self.numbers(ids))
+
+        def read() -> Any:
+            with isolate_rng():
+                return self.loader.read(ids)
+
+        return self._inputs.batch(self.numbers(ids), read)
 
     def can_serve(self, ids: Sequence[int], frontier: int) -> bool:
         """Tell whether the prefix of some samples is kept."""
@@ -191,28 +197,30 @@ class PrefixPart:
         line = -1
         if serving is not None:
             line = self._order[serving]
-            self._cuts[serving].check_modes()
+            self._cuts[serving].check_again()
             if samples.lengths not in (None, self._stores[serving].lengths(numbers)):
                 raise another_sample(type(self.loader.loader.dataset).__name__)
             read = self._read_ahead.get(self._stores[serving], samples)
             kept = [tensor.to(device, non_blocking=True) for tensor in read]
-            self._passes.append(ReplayingPass(self._cuts[serving], samples, kept, self._zeros))
+            self._passes.append(ReplayingPass(self._cuts[serving], samples, kept, self._same))
         for block, store in self._stores.items():
             if line < self._order[block] <= frontier and not self.full and not store.holds(numbers):
-                self._passes.append(CapturingPass(self._cuts[block], samples))
-        if not unread:
-            self._same.check(batch, samples)
+                self._passes.append(CapturingPass(self._cuts[block], samples, self._same))
+        if self._inputs is not None and not unread:
+            self._inputs.check(batch, samples, self._same)
         self._step = batch, samples
         for one in self._passes:
-            one.active = self._active
             one.attach()
         if serving is not None and (upcoming := self.loader.upcoming) is not None:
             self._read_ahead.begin(self._stores[serving], self.numbers(upcoming), samples)
 
-    def begin_anew(self) -> None:
-        """Count from the start, because the step will be run again."""
-        for one in self._passes:
-            one.begin_anew()
+    def run(self, step: Callable[[], Any]) -> Any:
+        """Run the step that was begun, perhaps once more because an optimizer asks for it.
+
+        Args:
+            step: Runs it as ever.
+        """
+        return run(step, self._passes)
 
     def end(self) -> None:
         """End a step, and keep what it brought.
@@ -226,6 +234,10 @@ class PrefixPart:
         if any(isinstance(one, CapturingPass) for one in passes):
             self._read_ahead.stop()  # which must not read where something is written anew
         for one in passes:
+            if isinstance(one, ReplayingPass) and one.refusal is not None:
+                self.close()
+                raise one.refusal
+        for one in passes:
             if not isinstance(one, CapturingPass) or step is None:
                 continue
             _, samples = step
@@ -238,7 +250,11 @@ class PrefixPart:
             tensors = [one.captured[place] for place in cut.crossings]
             for shape, tensor in zip(cut.shapes, tensors, strict=True):
                 shape.see(tensor, samples, f"what is read above {cut.block}")
-            self._stores[cut.block].put(samples, tensors)
+            try:
+                self._stores[cut.block].put(samples, tensors)
+            except CannotCacheError:
+                self.drop(cut.block)
+                raise
         if passes and step is not None and self._inputs is not None and not self._inputs.has(step[1].ids):
             self._inputs.see(*step)
             self._inputs.put(*step)

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from lightning_ft_callbacks.blocks import BlockMap
 from lightning_ft_callbacks.caching.batch_inputs import mask_of
-from lightning_ft_callbacks.caching.prefix_cut import PrefixCut, Zeros
+from lightning_ft_callbacks.caching.prefix_cut import PrefixCut
 from lightning_ft_callbacks.caching.prefix_passes import (
     CapturingPass,
     PrefixPass,
     ReachedError,
     ReplayingPass,
     attached,
+    run,
 )
 from lightning_ft_callbacks.caching.prefix_watch import PrefixWatch
 from lightning_ft_callbacks.caching.sample_shapes import CannotCacheError, Samples
@@ -62,7 +63,7 @@ def run_prefix(network: nn.Module, inputs: Mapping[str, Tensor], block: str, unr
     capturing = CapturingPass(cut, samples, stop=True)
     try:
         with torch.no_grad(), attached([capturing]):
-            network(inputs)
+            run(partial(network, inputs), [capturing])
     except ReachedError:
         pass
     kept = tuple(capturing.captured[place] for place in cut.crossings)
@@ -86,9 +87,9 @@ def run_suffix(
     cut = CUTS.get(network, {}).get(block)
     if cut is None or state.block != block:
         raise ValueError(f"the state was made up to {state.block!r}, not {block!r}, or by another network")
-    replaying = ReplayingPass(cut, state.samples, state.kept, Zeros())
+    replaying = ReplayingPass(cut, state.samples, state.kept)
     with attached([replaying]):
-        return network({**blank(state.samples), **state.inputs})
+        return run(partial(network, {**blank(state.samples), **state.inputs}), [replaying])
 
 
 def _cut(network: nn.Module, inputs: Mapping[str, Tensor], samples: Samples, block: str) -> PrefixCut:
@@ -105,6 +106,8 @@ def _cut(network: nn.Module, inputs: Mapping[str, Tensor], samples: Samples, blo
             watch = PrefixWatch(partial(_run, network), inputs, samples, padded=True)
             if refusals := watch.learn([cut]):
                 raise refusals[block]
+            if cut.num_running:
+                raise CannotCacheError(f"what is read above {block} has not one row a sample")
             known[block] = cut
         known[block].check()
     except CannotCacheError as error:
@@ -114,4 +117,4 @@ def _cut(network: nn.Module, inputs: Mapping[str, Tensor], samples: Samples, blo
 
 def _run(network: nn.Module, inputs: Any, passes: Sequence[PrefixPass]) -> Any:
     with isolate_rng(), torch.no_grad(), attached(passes):
-        return network(inputs)
+        return run(partial(network, inputs), passes)

@@ -92,12 +92,13 @@ class SampleStore:
 
         Raises:
             StorageFullError: If there is no room.
+            CannotCacheError: If a number is too large for the type that it is kept in.
         """
         self._follow_shapes()
         new = [row for row, number in enumerate(samples.ids) if not self._index[number, SEGMENT]]
         if not new:
             return
-        here = [tensor.detach().to("cpu", dtype) for tensor, dtype in zip(tensors, self._dtypes, strict=True)]
+        here = [_narrowed(tensor.detach(), dtype) for tensor, dtype in zip(tensors, self._dtypes, strict=True)]
         for row in new:
             length = None if samples.lengths is None else samples.lengths[row]
             segment, offset, room = self.storage.reserve(self.sample_bytes(length))
@@ -148,6 +149,18 @@ class SampleStore:
             self._layout = layout
             self._index.zero_()
             self.storage.close()
+
+
+def _narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a tensor on the CPU in the type that it is kept in.
+
+    Raises:
+        CannotCacheError: If a number is too large for that.
+    """
+    kept = tensor.to("cpu", dtype)
+    if dtype != tensor.dtype and bool((kept.isinf() & tensor.to("cpu").isfinite()).any()):
+        raise CannotCacheError(f"a number is too large for {dtype}: keep them with dtype='bf16', or leave dtype out")
+    return kept
 
 
 def _room(num_bytes: int) -> int:

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from lightning_ft_callbacks.caching.prefix_passes import PrefixPass, attached
+from lightning_ft_callbacks.caching.postponed import known
+from lightning_ft_callbacks.caching.prefix_passes import PrefixPass, attached, run
 from lightning_ft_callbacks.state.training_state import TrainingState
 
 
@@ -50,9 +52,9 @@ class WatchedStep:
         module.__dict__["log_dict"] = lambda values, *_, **__: logged.extend((k, _number(v)) for k, v in values.items())
         try:
             with torch.no_grad(), attached(passes):
-                output = self._run(batch)
+                output = run(partial(self._run, batch), passes)
             states = [_states(part) for part in module.modules()]
-            return _copied((output, [value for _, value in logged], states))
+            return _copied(known((output, [value for _, value in logged], states)))
         finally:
             del module.__dict__["log"], module.__dict__["log_dict"]
             trainer._loggers = loggers

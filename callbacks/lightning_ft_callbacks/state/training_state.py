@@ -52,7 +52,7 @@ class TrainingState:
         else:
             plain = PlainState(module, without=module.parameters())
             self._restores.append(_plain_numbers(data))
-        self._restores += [plain.restore, _progress(trainer), random_numbers()]
+        self._restores += [plain.restore, _hooks(module), _progress(trainer), random_numbers()]
 
     def restore(self) -> None:
         """Put everything back; it may be done again later."""
@@ -76,6 +76,25 @@ def _gradients(module: nn.Module) -> Restore:
         for parameter, gradient, requires_grad in found:
             parameter.requires_grad_(requires_grad)
             parameter.grad = gradient
+
+    return restore
+
+
+def _hooks(module: nn.Module) -> Restore:
+    """Keep which hooks there are: transformers makes some in the first step, and notes in an attribute that it has."""
+    names = [f"_forward{kind}hooks{extra}" for kind in ("_", "_pre_") for extra in ("", "_with_kwargs")]
+    found = [
+        (hooks, hooks.copy())
+        for part in module.modules()
+        for name in names
+        if (hooks := getattr(part, name)) is not None
+    ]
+
+    def restore() -> None:
+        for hooks, before in found:
+            if hooks.keys() != before.keys():
+                hooks.clear()
+                hooks.update(before)
 
     return restore
 
