@@ -166,7 +166,10 @@ class LRCurve:
         num_known = len(self.known[0])
         if num_known < FEWEST:
             return f"the test has {num_known} points to look at, fewer than {FEWEST}"
-        return "the loss does not fall by more than its noise at any rate"
+        return (
+            "the loss does not fall by more than its noise at any rate; more steps (num_steps) or larger batches, also by "
+            "accumulate_grad_batches, show smaller falls"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain data, as ``lr_finder.json`` has it."""

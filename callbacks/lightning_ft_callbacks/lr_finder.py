@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_ft_callbacks.base_rates import scale_base
 from lightning_ft_callbacks.block_callback import BlockCallback, at_full_rates, reference_rate
 from lightning_ft_callbacks.lr_curve import LRCurve, check_method
+from lightning_ft_callbacks.range_test.driven_blocks import driven_blocks
 from lightning_ft_callbacks.range_test.lr_report import LRReport, progress
 from lightning_ft_callbacks.range_test.range_test import RangeTest
 from lightning_ft_callbacks.range_test.short_list import course, scores, walk
@@ -35,7 +36,9 @@ class LRFinder(Callback):
         max_lr: Where it ends, if the loss has not exploded before.
         num_steps: Optimizer steps of the test, at most.
         suggestion: ``"auto"``, or ``"steep"``, ``"valley"``, ``"minimum"``, ``"slide"`` as fastai defines them.
-        each_phase: Whether to test anew whenever GradualUnfreezing changes what is trained.
+        each_phase: Whether to test anew whenever GradualUnfreezing changes what is trained; a phase whose losses say
+            nothing has the rate that was set before any test. Otherwise the one test trains all that any phase does,
+            because its rate drives all phases.
         apply: Whether to train at the rate found; otherwise it is told only.
         spacing: Whether rates rise by equal factors (``"exponential"``) or by equal steps (``"linear"``).
         trial_steps: Where ``"auto"`` suggests a rate, it and its neighbours, by threes, are each trained with for so
@@ -103,6 +106,10 @@ class LRFinder(Callback):
         if self.spacing == "linear":
             return torch.linspace(self.min_lr, self.max_lr, self.num_steps, dtype=torch.float64).tolist()
         return torch.linspace(log(self.min_lr), log(self.max_lr), self.num_steps, dtype=torch.float64).exp().tolist()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Be in the first phase, until GradualUnfreezing says that it is another one."""
+        self._phase = 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make sure that rates can be tested.
@@ -172,7 +179,7 @@ class LRFinder(Callback):
         lrs = self.lrs
         if fast := getattr(trainer, "fast_dev_run", 0):
             lrs = lrs[: int(fast)]
-        with at_full_rates(trainer):
+        with at_full_rates(trainer), driven_blocks(trainer, each_phase=self.each_phase) as driven:
             before = reference_rate(trainer)
             test = RangeTest(trainer, module, before, begins=begins)
             losses = self._losses(trainer, test, lrs, "learning rates")
@@ -182,11 +189,20 @@ class LRFinder(Callback):
         self.found = found = trainer.strategy.broadcast(self.curve.suggest(self.suggestion))
         self.factor = None if found is None else found / before
         self._tested.append(self._phase)
-        self._report.add(trainer, self.curve, self.suggestion, found, before, phase=self._phase, applied=self.apply)
+        chosen = before / self._report.scale
+        used = before if not self.apply else chosen if found is None else found
+        self._report.add(trainer, self.curve, self.suggestion, found, before, used, phase=self._phase, driven=driven)
         if found is None:
-            rank_zero_info(f"LRFinder: {self.curve.why_not}; the learning rate stays {before:.3g}")
-        elif self.apply:
-            scale_base(trainer, found / before)
+            rank_zero_info(f"LRFinder: {self._why_not(trainer)}; {_stays(used, before)}")
+        if used != before:
+            scale_base(trainer, used / before)
+
+    def _why_not(self, trainer: Trainer) -> str:
+        assert self.curve is not None
+        fast = int(getattr(trainer, "fast_dev_run", 0))
+        if fast:
+            return f"fast_dev_run={fast} trains so few steps that no rate can be told from another"
+        return self.curve.why_not
 
     def _trials(self, trainer: Trainer, test: RangeTest) -> dict[float, Tensor]:
         """Compare what the curve suggests with its neighbours."""
@@ -205,6 +221,12 @@ class LRFinder(Callback):
     def _losses(self, trainer: Trainer, test: RangeTest, lrs: Sequence[float], title: str) -> list[float]:
         with progress(trainer, self.progress_bar or trainer.progress_bar_callback, len(lrs), title) as advance:
             return test.losses(lrs, advance)
+
+
+def _stays(used: float, before: float) -> str:
+    if used == before:
+        return f"the learning rate stays {before:.3g}"
+    return f"the learning rate is the one that was set before any test again, {used:.3g}, instead of {before:.3g}"
 
 
 def lr_find(trainer: Trainer, module: LightningModule, data: Any = None, **options: Any) -> LRCurve:

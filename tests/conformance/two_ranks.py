@@ -57,6 +57,8 @@ STRATEGIES: dict[str, Any] = {
     "saved_fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
     "lr_finder": lambda: "ddp",
     "one_lr_finder": lambda: "auto",
+    "lr_finder_once": lambda: "ddp",
+    "one_lr_finder_once": lambda: "auto",
     "lr_finder_fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
 }
 
@@ -159,10 +161,11 @@ class SaveSome(Save):
 def fit(strategy: str, out: Path, *callbacks: Callback, checkpoint: Path | None = None) -> None:
     """Train, from a checkpoint if given."""
     out.mkdir(exist_ok=True)
+    finder = LRFinder(min_lr=1e-4, max_lr=10.0, num_steps=40, each_phase=not strategy.endswith("once"))
     trainer(
         GradualUnfreezing(DISPUTED if strategy == "disputed" else SCHEDULE, ramp_steps=2),
         DiscriminativeLR(0.8),
-        *([LRFinder(min_lr=1e-4, max_lr=10.0, num_steps=40, each_phase=True)] if "lr_finder" in strategy else []),
+        *([finder] if "lr_finder" in strategy else []),
         *callbacks,
         strategy=STRATEGIES[strategy](),
         devices=1 if strategy.startswith("one") else 2,

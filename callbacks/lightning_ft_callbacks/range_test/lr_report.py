@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -12,6 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
 from lightning_ft_callbacks.lr_curve import LRCurve
+from lightning_ft_callbacks.range_test.driven_blocks import DrivenBlocks
 from lightning_ft_callbacks.whole_file import whole_file, write_whole
 
 FILE, PICTURE = "lr_finder.json", "lr_finder.png"
@@ -27,6 +29,11 @@ class LRReport:
     def __init__(self, entries: Sequence[dict[str, Any]] = ()) -> None:
         self.entries = list(entries)
 
+    @property
+    def scale(self) -> float:
+        """That by which the tests so far have multiplied the rate that the user chose."""
+        return prod(entry["lr_used"] / entry["lr_before"] for entry in self.entries)
+
     def add(
         self,
         trainer: Trainer,
@@ -34,9 +41,10 @@ class LRReport:
         method: str,
         found: float | None,
         before: float,
+        used: float,
         *,
         phase: int,
-        applied: bool,
+        driven: DrivenBlocks,
     ) -> None:
         """Print a test's candidates, draw its curve, and write both into the run's folder.
 
@@ -45,9 +53,10 @@ class LRReport:
             curve: The test's curve.
             method: Whose suggestion was asked for.
             found: What it is; None where the curve says nothing.
-            before: The rate that the user chose.
+            before: The rate that the fit had.
+            used: The rate that it goes on at.
             phase: The phase of GradualUnfreezing, from 0.
-            applied: Whether the fit goes on at the rate found.
+            driven: What was trained for the test.
         """
         folder = trainer.log_dir if trainer.loggers else None  # asked on all ranks, because it is broadcast
         entry = {
@@ -56,7 +65,10 @@ class LRReport:
             "method": method,
             "lr": found,
             "lr_before": before,
-            "applied": applied and found is not None,
+            "lr_used": used,
+            "applied": found is not None and used == found,
+            "tested": driven.words or None,
+            "blocks": list(driven.names),
             "interval": curve.interval(),
             "candidates": curve.suggestions(),
             "curve": curve.to_dict(),
@@ -70,7 +82,7 @@ class LRReport:
             place.mkdir(parents=True, exist_ok=True)
             write_whole(place / FILE, json.dumps({"tests": self.entries}, indent=1) + "\n")
             picture = place / (PICTURE if len(self.entries) == 1 else f"lr_finder_phase_{phase}.png")
-            figure = draw(curve, method, found)
+            figure = draw(curve, method, found, driven.words)
             if figure is not None:
                 with whole_file(picture) as partial:
                     figure.savefig(partial, dpi=120, format="png")
@@ -97,21 +109,24 @@ def _tried(losses: Sequence[float | None]) -> str:
 
 def show(entry: dict[str, Any]) -> None:
     """Print a test's candidates, as rich's table where that is installed."""
-    title = "learning rates" if not entry["phase"] else f"learning rates, phase {entry['phase']}"
+    title, tested = "learning rates", [] if entry["tested"] is None else [f"tested: {entry['tested']}"]
     try:
         from rich.console import Console
         from rich.table import Table
     except ImportError:
-        print("\n".join([title, *(f"{name:<16}{lr:<16}{loss}".rstrip() for name, lr, loss in rows(entry))]))
+        print("\n".join([title, *(f"{name:<16}{lr:<16}{loss}".rstrip() for name, lr, loss in rows(entry)), *tested]))
         return
     tried = bool(entry["curve"]["trials"])
     table = Table("suggestion", "learning rate", *(["loss after a trial"] if tried else []), title=title)
     for row in rows(entry):
         table.add_row(*(row if tried else row[:2]))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for line in tested:
+        console.print(line)
 
 
-def draw(curve: LRCurve, method: str, found: float | None) -> Any:
+def draw(curve: LRCurve, method: str, found: float | None, tested: str = "") -> Any:
     """Return a figure of the losses, smoothed and as they were, with what is suggested; None without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -141,7 +156,8 @@ def draw(curve: LRCurve, method: str, found: float | None) -> Any:
     axes.set_xscale("log")
     axes.set_xlabel("learning rate")
     axes.set_ylabel("training loss")
-    axes.set_title("no learning rate stands out" if found is None else f"learning rate {found:.2e}")
+    title = "no learning rate stands out" if found is None else f"learning rate {found:.2e}"
+    axes.set_title(f"{title}\ntested: {tested}" if tested else title)
     axes.legend(fontsize=8, loc="lower left")
     return figure
 
