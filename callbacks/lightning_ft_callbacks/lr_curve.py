@@ -167,8 +167,8 @@ class LRCurve:
         if num_known < FEWEST:
             return f"the test has {num_known} points to look at, fewer than {FEWEST}"
         return (
-            "the loss does not fall by more than its noise at any rate; more steps (num_steps) or larger batches, also by "
-            "accumulate_grad_batches, show smaller falls"
+            "the loss does not fall by more than its noise at any rate; more steps (num_steps) or larger batches (or "
+            "accumulate_grad_batches) show smaller falls"
         )
 
     def to_dict(self) -> dict[str, Any]:

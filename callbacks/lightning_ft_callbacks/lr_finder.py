@@ -9,8 +9,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
-from lightning_ft_callbacks.base_rates import scale_base
+from lightning_ft_callbacks.base_rates import check_rates, scale_base
 from lightning_ft_callbacks.block_callback import BlockCallback, at_full_rates, reference_rate
 from lightning_ft_callbacks.lr_curve import LRCurve, check_method
 from lightning_ft_callbacks.range_test.driven_blocks import driven_blocks
@@ -52,6 +53,7 @@ class LRFinder(Callback):
         factor: That over the rate before, which it was for the whole schedule; None where the curve says nothing.
 
     Raises:
+        TypeError: If a number is none.
         ValueError: If the range is none, or the suggestion is unknown; and at the start of ``fit`` if there is no
             training data, an optimizer has no ``lr``, or the first loss is NaN already.
 
@@ -71,10 +73,15 @@ class LRFinder(Callback):
         trial_steps: int = 30,
     ) -> None:
         for name, value in (("min_lr", min_lr), ("max_lr", max_lr)):
+            if not isinstance(value, int | float):
+                raise TypeError(f"expected {name} to be a number, but got {value!r}")
             if not (value > 0 and isfinite(value)):
                 raise ValueError(f"expected {name} to be positive and finite, but got {value}")
         if not min_lr < max_lr:
             raise ValueError(f"expected min_lr to be below max_lr, but got {min_lr} and {max_lr}")
+        for name, number in (("num_steps", num_steps), ("trial_steps", trial_steps)):
+            if not isinstance(number, int):
+                raise TypeError(f"expected {name} to be a whole number, but got {number!r}")
         if num_steps < 2:
             raise ValueError(f"expected num_steps to be at least 2, but got {num_steps}")
         if spacing not in ("exponential", "linear"):
@@ -115,17 +122,19 @@ class LRFinder(Callback):
         """Make sure that rates can be tested.
 
         Raises:
-            ValueError: If an optimizer has no ``lr``.
+            ValueError: If there is no optimizer, one has no ``lr``, or a parameter has no shape yet.
         """
         if not self._restored:
             self._tested, self.curve, self._report = [], None, LRReport()
             self.found = self.factor = None
         self._trains = False
-        if not trainer.optimizers:
-            raise ValueError(f"{type(pl_module).__name__} has no optimizer, so there is no learning rate to find")
-        for optimizer in trainer.optimizers:
-            if any("lr" not in group for group in optimizer.param_groups):
-                raise ValueError(f"{type(optimizer).__name__} has no lr, so there is no learning rate to find")
+        check_rates(trainer)
+        lazy = [name for name, parameter in pl_module.named_parameters() if is_lazy(parameter)]
+        if lazy:
+            raise ValueError(
+                f"{lazy[0]} of {type(pl_module).__name__} has no shape yet, which a test could not put back; give lazy "
+                "modules a batch in configure_model or setup"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Test, but for a resumed run, which has done so."""

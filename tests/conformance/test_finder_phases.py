@@ -91,7 +91,9 @@ def test_what_was_tested_is_said_in_a_line_the_table_the_file_and_the_picture(
     titles: list[str] = []
     monkeypatch.setattr(Axes, "set_title", lambda _, text, **__: titles.append(text))
     logger = CSVLogger(tmp_path, name="", version="run")
-    trainer(GradualUnfreezing(LP_FT), LRFinder(**OPTIONS), max_epochs=2, logger=logger).fit(Telling(), loader(1024, 256))
+    trainer(GradualUnfreezing(LP_FT), LRFinder(**OPTIONS), max_epochs=2, logger=logger).fit(
+        Telling(), loader(1024, 256)
+    )
     (test,) = json.loads((tmp_path / "run" / "lr_finder.json").read_text())["tests"]
     assert test["tested"] == "all, which phase 1 trains"
     assert test["blocks"] == ["layers.0", "layers.1", "layers.2", "head"]
@@ -146,7 +148,7 @@ class Flat(Net):
 
 
 def test_a_phase_that_says_nothing_has_the_rate_before_any_test_and_that_is_said(
-    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     finder = LRFinder(each_phase=True, **OPTIONS)
     bases = Seen(lambda t, _: t.optimizers[0].param_groups[0]["lr"])

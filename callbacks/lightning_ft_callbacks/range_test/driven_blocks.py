@@ -32,7 +32,7 @@ def driven_blocks(trainer: Trainer, *, each_phase: bool) -> Iterator[DrivenBlock
     train: a head alone wants a rate that ruins what a later phase trains with it.
 
     Args:
-        trainer: The trainer, in a fit; one of its callbacks may say which phases are to come and train others for trial.
+        trainer: The trainer, in a fit; one of its callbacks may say which phases come, and train others for trial.
         each_phase: Whether each phase has a test of its own.
     """
     callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]

@@ -61,6 +61,7 @@ class RangeTest:
                 for lr in lrs:
                     rates.set(lr / self._reference)
                     pending.append(steps.step())
+                    rates.check()
                     if len(pending) > 1:
                         losses.append(self._read(pending.pop(0)))
                         if diverged(losses):
