@@ -213,8 +213,9 @@ def _homes() -> list[ModuleType]:
     import torch.optim.lr_scheduler
 
     import lightning_ft
+    import lightning_ft_callbacks
 
-    return [lightning_ft, lightning.pytorch.callbacks, torch.optim, torch.optim.lr_scheduler]
+    return [lightning_ft, lightning_ft_callbacks, lightning.pytorch.callbacks, torch.optim, torch.optim.lr_scheduler]
 
 
 def said_by_class(message: str) -> str | None:

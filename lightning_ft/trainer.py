@@ -44,7 +44,8 @@ class FineTuningTrainer(Trainer):
     ) -> LRCurve | None:
         """Test learning rates as LRFinder does at the start of ``fit``, and train nothing.
 
-        Its options are those of the LRFinder among the callbacks, else the defaults.
+        Its options are those of the LRFinder among the callbacks, else the defaults; but it finds one rate for all
+        phases.
 
         Args:
             model: The module.
@@ -57,6 +58,7 @@ class FineTuningTrainer(Trainer):
             The curve; None where the checkpoint is of a run that has tested already.
         """
         finder = self._find(LRFinder) or self._add(LRFinder())
+        finder.each_phase = False
         self._add(_StopAtTrainStart())
         self.num_sanity_val_steps = 0
         self._fit_until_stopped(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path)

@@ -6,7 +6,9 @@ from functools import partial
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.core.optimizer import _MockOptimizer
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_ft_callbacks.optimizers import with_wrapped
 
@@ -34,12 +36,52 @@ def group_peaks(trainer: Trainer) -> dict[int, float]:
         for group in optimizer.param_groups
         if group["lr"] is not None
     }
-    for config in trainer.lr_scheduler_configs:
-        schedule: Any = config.scheduler
+    for schedule in schedules_of(trainer):
         if hasattr(schedule, "max_lrs"):  # CyclicLR, whose initial_lr is the lowest
             groups = schedule.optimizer.param_groups
             peaks |= {id(group["params"]): float(peak) for group, peak in zip(groups, schedule.max_lrs, strict=True)}
     return peaks
+
+
+def check_rates(trainer: Trainer) -> None:
+    """Make sure that a fit has learning rates.
+
+    Raises:
+        ValueError: If it has no optimizer, or one of its optimizers has no rate, or makes its own.
+    """
+    module = trainer.lightning_module
+    if not trainer.optimizers or any(isinstance(optimizer, _MockOptimizer) for optimizer in trainer.optimizers):
+        raise ValueError(f"{type(module).__name__} has no optimizer, so there is no learning rate to find")
+    for optimizer in trainer.optimizers:
+        name = type(optimizer).__name__
+        if any("lr" not in group for group in optimizer.param_groups):
+            raise ValueError(f"{name} has no lr, so there is no learning rate to find")
+        if any(group["lr"] is None for group in optimizer.param_groups):
+            raise ValueError(
+                f"{name} has lr=None and makes its own rates, so there is none to find; give it a number "
+                "(transformers' Adafactor: lr=1e-3, relative_step=False)"
+            )
+
+
+def schedules_of(trainer: Trainer) -> list[Any]:
+    """Return the schedules of a fit's rates: Lightning's, and those that the module keeps and steps itself.
+
+    Args:
+        trainer: The trainer, in a fit.
+    """
+    found = [config.scheduler for config in trainer.lr_scheduler_configs]
+    driven = [id(optimizer) for optimizer in trainer.optimizers]
+    for part in trainer.lightning_module.modules():
+        for value in vars(part).values():
+            values = (
+                value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+            )
+            found += [one for one in values if _is_schedule(one) and id(one.optimizer) in driven]
+    return list({id(schedule): schedule for schedule in found}.values())
+
+
+def _is_schedule(value: Any) -> bool:
+    return isinstance(value, LRScheduler) or (hasattr(value, "base_values") and hasattr(value, "optimizer"))  # timm's
 
 
 class TrialRates:
@@ -56,9 +98,10 @@ class TrialRates:
             id(optimizer): [(group, peaks[id(group["params"])]) for group in optimizer.param_groups]
             for optimizer in self._optimizers
         }
-        self._schedules: list[Any] = [config.scheduler for config in trainer.lr_scheduler_configs]
+        self._schedules = schedules_of(trainer)
         self._set: dict[int, list[float]] = {}
         self._factor = 1.0
+        self._owner = ""
 
     def set(self, factor: float) -> None:
         """Give each group its peak rate times a factor."""
@@ -70,9 +113,9 @@ class TrialRates:
 
     @contextmanager
     def guarded(self, owner: str) -> Iterator[None]:
-        """Keep the rates: raise where an optimizer is about to step with others.
+        """Keep the rates: raise where an optimizer is about to step with others, or others are there afterwards.
 
-        What the trainer's LR schedulers set, which manual optimization steps itself, is set back.
+        What LR schedulers set, which manual optimization steps itself, is set back.
 
         Args:
             owner: Whose module it is, for the message.
@@ -80,15 +123,8 @@ class TrialRates:
         Raises:
             ValueError: If somebody has set other rates.
         """
-
-        def check(optimizer: Any, *_: Any) -> None:
-            if [float(group["lr"]) for group, _ in self._groups[id(optimizer)]] != self._set[id(optimizer)]:
-                raise ValueError(
-                    f"{owner} sets learning rates itself before each update, so there is none to test or to set; leave "
-                    "them to the optimizer and an LR scheduler"
-                )
-
-        handles = [optimizer.register_step_pre_hook(check) for optimizer in self._optimizers]
+        handles = [optimizer.register_step_pre_hook(self._check) for optimizer in self._optimizers]
+        self._owner = owner
         before = [vars(schedule).get("step") for schedule in self._schedules]
         for schedule in self._schedules:
             schedule.step = partial(self._stepped, schedule.step)
@@ -101,6 +137,22 @@ class TrialRates:
                     schedule.step = step
             for handle in handles:
                 handle.remove()
+
+    def check(self) -> None:
+        """Make sure that all rates are as they were set.
+
+        Raises:
+            ValueError: If somebody has set others.
+        """
+        for optimizer in self._optimizers:
+            self._check(optimizer)
+
+    def _check(self, optimizer: Any, *_: Any) -> None:
+        if [float(group["lr"]) for group, _ in self._groups[id(optimizer)]] != self._set[id(optimizer)]:
+            raise ValueError(
+                f"{self._owner} sets learning rates itself, so there is none to test or to set; leave them to the "
+                "optimizer and to an LR scheduler that configure_optimizers returns, or the module has as an attribute"
+            )
 
     def _stepped(self, step: Callable[..., Any], *arguments: Any, **named: Any) -> None:
         step(*arguments, **named)
@@ -122,8 +174,8 @@ def scale_base(trainer: Trainer, factor: float) -> None:
             for name in IN_GROUPS:
                 if isinstance(group.get(name), int | float | Tensor):
                     group[name] = _times(group[name], factor, seen)
-    for config in trainer.lr_scheduler_configs:
-        _scale_schedule(config.scheduler, factor, seen)
+    for schedule in schedules_of(trainer):
+        _scale_schedule(schedule, factor, seen)
 
 
 def _scale_schedule(schedule: Any, factor: float, seen: set[int]) -> None:

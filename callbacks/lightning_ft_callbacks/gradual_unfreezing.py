@@ -1,6 +1,7 @@
 """GradualUnfreezing: train few blocks first, and more of them phase by phase."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,14 @@ class GradualUnfreezing(BlockCallback):
     def phases_to_come(self) -> list[tuple[tuple[str, ...], int | None]]:
         """The blocks that this phase and each later one trains, and for how many epochs; None where that is open."""
         return [] if self._fit is None else self._fit.to_come
+
+    def training(self, blocks: Collection[str]) -> AbstractContextManager[None]:
+        """Train, within it, other blocks than the phase's for trial, as a range test does for phases to come.
+
+        Args:
+            blocks: Their names.
+        """
+        return nullcontext() if self._fit is None else self._fit.training(blocks)
 
     def block_spec(self, module: LightningModule) -> BlockSpec | None:
         """Return the blocks given, or those that a schedule file brings along.

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from lightning_ft_callbacks.range_test.lr_suggestions import METHODS, fall, fallen
 from lightning_ft_callbacks.range_test.short_list import chosen
+from lightning_ft_callbacks.range_test.step_noise import error_of_difference
 
 SMOOTHING = 0.98
 FEWEST = 10
 STANDARD_ERRORS = 4.0
 HALF, MOST = 0.5, 0.9  # of the fall
 LEAST_SHARE = 0.01  # of the fall
-MEDIAN_DIFFERENCE = 0.954  # of two normal values, in their standard deviations
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,17 +101,23 @@ class LRCurve:
     def informative(self) -> bool:
         """Whether the loss falls by more than its noise.
 
-        It does where some stretch of steps has a mean below that of as many first steps by four standard errors. The
-        noise of a step is told from the differences of neighbours, by their median, which an explosion does not move.
+        It does where some stretch of steps, lower than all before it, has a mean below that of as many first steps by
+        four standard errors. The noise is told from the losses up to that stretch: later ones may explode.
         """
         if len(self.known[0]) < FEWEST:
             return False
         _, raw = self._measured
         width = max(FEWEST // 2, len(raw) // 8)
         means = raw.unfold(0, width, 1).mean(1)
-        fall = (means[0] - means.min()).item()
-        noise = raw.diff().abs().median().item() / MEDIAN_DIFFERENCE
-        return fall > max(STANDARD_ERRORS * noise * (2 / width) ** 0.5, 1e-6 * raw.abs().median().item())
+        records = (means == means.cummin(0).values).nonzero().flatten().tolist()
+        first = min(2 * width, records[-1])  # fewer losses do not tell their noise
+        least = 1e-6 * raw.abs().median().item()
+        return any(
+            (means[0] - means[low]).item()
+            > max(STANDARD_ERRORS * error_of_difference(raw[: max(low + width, FEWEST)], width), least)
+            for low in records
+            if low >= first
+        )
 
     @property
     def _measured(self) -> tuple[Tensor, Tensor]:
@@ -166,7 +172,10 @@ class LRCurve:
         num_known = len(self.known[0])
         if num_known < FEWEST:
             return f"the test has {num_known} points to look at, fewer than {FEWEST}"
-        return "the loss does not fall by more than its noise at any rate"
+        return (
+            "the loss does not fall by more than its noise at any rate; more steps (num_steps) or larger batches (or "
+            "accumulate_grad_batches) show smaller falls"
+        )
 
     def plot(self, method: str = "auto") -> Any:
         """Return a matplotlib figure of the losses with what they suggest, which notebooks show.

@@ -9,11 +9,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
-from lightning_ft_callbacks.base_rates import scale_base
+from lightning_ft_callbacks.base_rates import check_rates, scale_base
 from lightning_ft_callbacks.block_callback import BlockCallback, at_full_rates, reference_rate
 from lightning_ft_callbacks.lr_curve import LRCurve, check_method
-from lightning_ft_callbacks.range_test.lr_report import LRReport, progress, trained_part
+from lightning_ft_callbacks.range_test.driven_blocks import driven_blocks
+from lightning_ft_callbacks.range_test.lr_report import LRReport, progress
 from lightning_ft_callbacks.range_test.range_test import RangeTest
 from lightning_ft_callbacks.range_test.short_list import course, scores, walk
 from lightning_ft_callbacks.range_test.trial_fit import trial_fit
@@ -35,7 +37,9 @@ class LRFinder(Callback):
         max_lr: Where it ends, if the loss has not exploded before.
         num_steps: Optimizer steps of the test, at most.
         suggestion: ``"auto"``, or ``"steep"``, ``"valley"``, ``"minimum"``, ``"slide"`` as fastai defines them.
-        each_phase: Whether to test anew whenever GradualUnfreezing changes what is trained.
+        each_phase: Whether to test anew whenever GradualUnfreezing changes what is trained; a phase whose losses say
+            nothing has the rate that was set before any test. Otherwise the one test trains all that any phase does,
+            because its rate drives all phases.
         apply: Whether to train at the rate found; otherwise it is told only.
         spacing: Whether rates rise by equal factors (``"exponential"``) or by equal steps (``"linear"``).
         trial_steps: Where ``"auto"`` suggests a rate, it and its neighbours, by threes, are each trained with for so
@@ -49,6 +53,7 @@ class LRFinder(Callback):
         factor: That over the rate before, which it was for the whole schedule; None where the curve says nothing.
 
     Raises:
+        TypeError: If a number is none.
         ValueError: If the range is none, or the suggestion is unknown; and at the start of ``fit`` if there is no
             training data, an optimizer has no ``lr``, or the first loss is NaN already.
 
@@ -68,10 +73,15 @@ class LRFinder(Callback):
         trial_steps: int = 30,
     ) -> None:
         for name, value in (("min_lr", min_lr), ("max_lr", max_lr)):
+            if not isinstance(value, int | float):
+                raise TypeError(f"expected {name} to be a number, but got {value!r}")
             if not (value > 0 and isfinite(value)):
                 raise ValueError(f"expected {name} to be positive and finite, but got {value}")
         if not min_lr < max_lr:
             raise ValueError(f"expected min_lr to be below max_lr, but got {min_lr} and {max_lr}")
+        for name, number in (("num_steps", num_steps), ("trial_steps", trial_steps)):
+            if not isinstance(number, int):
+                raise TypeError(f"expected {name} to be a whole number, but got {number!r}")
         if num_steps < 2:
             raise ValueError(f"expected num_steps to be at least 2, but got {num_steps}")
         if spacing not in ("exponential", "linear"):
@@ -104,21 +114,27 @@ class LRFinder(Callback):
             return torch.linspace(self.min_lr, self.max_lr, self.num_steps, dtype=torch.float64).tolist()
         return torch.linspace(log(self.min_lr), log(self.max_lr), self.num_steps, dtype=torch.float64).exp().tolist()
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Be in the first phase, until GradualUnfreezing says that it is another one."""
+        self._phase = 0
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make sure that rates can be tested.
 
         Raises:
-            ValueError: If an optimizer has no ``lr``.
+            ValueError: If there is no optimizer, one has no ``lr``, or a parameter has no shape yet.
         """
         if not self._restored:
             self._tested, self.curve, self._report = [], None, LRReport()
             self.found = self.factor = None
         self._trains = False
-        if not trainer.optimizers:
-            raise ValueError(f"{type(pl_module).__name__} has no optimizer, so there is no learning rate to find")
-        for optimizer in trainer.optimizers:
-            if any("lr" not in group for group in optimizer.param_groups):
-                raise ValueError(f"{type(optimizer).__name__} has no lr, so there is no learning rate to find")
+        check_rates(trainer)
+        lazy = [name for name, parameter in pl_module.named_parameters() if is_lazy(parameter)]
+        if lazy:
+            raise ValueError(
+                f"{lazy[0]} of {type(pl_module).__name__} has no shape yet, which a test could not put back; give lazy "
+                "modules a batch in configure_model or setup"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Test, but for a resumed run, which has done so."""
@@ -172,7 +188,7 @@ class LRFinder(Callback):
         lrs = self.lrs
         if fast := getattr(trainer, "fast_dev_run", 0):
             lrs = lrs[: int(fast)]
-        with at_full_rates(trainer):
+        with at_full_rates(trainer), driven_blocks(trainer, each_phase=self.each_phase) as driven:
             before = reference_rate(trainer)
             test = RangeTest(trainer, module, before, begins=begins)
             losses = self._losses(trainer, test, lrs, "learning rates")
@@ -182,14 +198,20 @@ class LRFinder(Callback):
         self.found = found = trainer.strategy.broadcast(self.curve.suggest(self.suggestion))
         self.factor = None if found is None else found / before
         self._tested.append(self._phase)
-        tested = trained_part(trainer, module)
-        self._report.add(
-            trainer, self.curve, self.suggestion, found, before, phase=self._phase, applied=self.apply, tested=tested
-        )
+        chosen = before / self._report.scale
+        used = before if not self.apply else chosen if found is None else found
+        self._report.add(trainer, self.curve, self.suggestion, found, before, used, phase=self._phase, driven=driven)
         if found is None:
-            rank_zero_info(f"LRFinder: {self.curve.why_not}; the learning rate stays {before:.3g}")
-        elif self.apply:
-            scale_base(trainer, found / before)
+            rank_zero_info(f"LRFinder: {self._why_not(trainer)}; {_stays(used, before)}")
+        if used != before:
+            scale_base(trainer, used / before)
+
+    def _why_not(self, trainer: Trainer) -> str:
+        assert self.curve is not None
+        fast = int(getattr(trainer, "fast_dev_run", 0))
+        if fast:
+            return f"fast_dev_run={fast} trains so few steps that no rate can be told from another"
+        return self.curve.why_not
 
     def _trials(self, trainer: Trainer, test: RangeTest) -> dict[float, Tensor]:
         """Compare what the curve suggests with its neighbours."""
@@ -208,6 +230,12 @@ class LRFinder(Callback):
     def _losses(self, trainer: Trainer, test: RangeTest, lrs: Sequence[float], title: str) -> list[float]:
         with progress(trainer, self.progress_bar or trainer.progress_bar_callback, len(lrs), title) as advance:
             return test.losses(lrs, advance)
+
+
+def _stays(used: float, before: float) -> str:
+    if used == before:
+        return f"the learning rate stays {before:.3g}"
+    return f"the learning rate is the one that was set before any test again, {used:.3g}, instead of {before:.3g}"
 
 
 def lr_find(trainer: Trainer, module: LightningModule, data: Any = None, **options: Any) -> LRCurve:

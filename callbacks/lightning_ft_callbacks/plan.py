@@ -234,12 +234,22 @@ class FineTuningPlan:
         Args:
             trained: The blocks' names, input first.
         """
-        if trained == self.names:
-            return "all"
-        first = self.names.index(trained[0])
-        if len(trained) > 2 and self.names[first : first + len(trained)] == trained:
-            return f"{trained[0]} to {trained[-1]}"
-        return ", ".join(trained)
+        return in_few_words(trained, self.names)
+
+
+def in_few_words(trained: tuple[str, ...], names: tuple[str, ...]) -> str:
+    """Return blocks in few words: all, or the ends of a run of neighbours.
+
+    Args:
+        trained: Names of the blocks that are meant, input first.
+        names: Names of all blocks, input first.
+    """
+    if trained == names:
+        return "all"
+    first = names.index(trained[0])
+    if len(trained) > 2 and names[first : first + len(trained)] == trained:
+        return f"{trained[0]} to {trained[-1]}"
+    return ", ".join(trained)
 
 
 def _begins(phase: PlannedPhase) -> str:

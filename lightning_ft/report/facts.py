@@ -94,13 +94,27 @@ def facts(run: Story) -> list[tuple[str, str]]:
         names = run.evaluation.names
         more = f", and {len(names) - 12} more" if len(names) > 12 else ""
         told.append(("Classes", f"{len(names)}: {', '.join(plain(name, 40) for name in names[:12])}{more}"))
-    told.append(("Learning rate", f"{model.get('lr')} at the peak, schedule {_class(model.get('lr_schedule'))}"))
+    told.append(("Learning rate", f"{_rates(run)}, schedule {_class(model.get('lr_schedule'))}"))
     if record is not None:
         many = f"{record.num_devices} of " if record.num_devices > 1 else ""
         told.append(("Ran on", f"{many}{record.device}, precision {record.precision}"))
         if not record.finished:
             told.append(("State", "it was stopped before its end"))
     return told
+
+
+def _rates(run: Story) -> str:
+    """Return the rate at the schedule's peak, and of each phase whose own range test gave it another."""
+    given = run.config["model"].get("lr")
+    used = [(test["phase"], test["lr_used"], test["lr"]) for test in run.tests if "lr_used" in test]
+    if not any(test["lr_used"] != test["lr_before"] for test in run.tests if "lr_used" in test):
+        return f"{given} at the peak"
+    several = len(used) > 1
+    rates = [
+        f"{rate:.2g}{f' in phase {phase}' if several else ''}{'' if found == rate else ' (not found, but given)'}"
+        for phase, rate, found in used
+    ]
+    return f"{', '.join(rates)} at the peak, by LRFinder ({given} was given)"
 
 
 def phase_table(run: Story) -> MetricTable:

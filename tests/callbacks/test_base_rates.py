@@ -42,7 +42,10 @@ def course(optimizer: torch.optim.Optimizer, schedule: Any, step: Step, at: int,
     for epoch in range(8):
         if epoch == at:
             configs = [] if schedule is None else [SimpleNamespace(scheduler=schedule)]
-            scale_base(SimpleNamespace(optimizers=[optimizer], lr_scheduler_configs=configs), factor)  # type: ignore[arg-type]
+            scale_base(
+                SimpleNamespace(lightning_module=nn.Module(), optimizers=[optimizer], lr_scheduler_configs=configs),
+                factor,
+            )  # type: ignore[arg-type]
         rates.append([float(group["lr"]) for group in optimizer.param_groups])
         optimizer.step()
         step(schedule, epoch + 1)

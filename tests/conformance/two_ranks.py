@@ -67,6 +67,8 @@ STRATEGIES: dict[str, Any] = {
     "saved_best_fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
     "lr_finder": lambda: "ddp",
     "one_lr_finder": lambda: "auto",
+    "lr_finder_once": lambda: "ddp",
+    "one_lr_finder_once": lambda: "auto",
     "lr_finder_fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
 }
 
@@ -171,10 +173,11 @@ def fit(strategy: str, out: Path, *callbacks: Callback, checkpoint: Path | None 
     out.mkdir(exist_ok=True)
     best = "best" in strategy
     schedule = BEST if best else DISPUTED if strategy == "disputed" else SCHEDULE
+    finder = LRFinder(min_lr=1e-4, max_lr=10.0, num_steps=40, each_phase=not strategy.endswith("once"))
     trainer(
         GradualUnfreezing(schedule, ramp_steps=2, restore_best=best),
         DiscriminativeLR(0.8),
-        *([LRFinder(min_lr=1e-4, max_lr=10.0, num_steps=40, each_phase=True)] if "lr_finder" in strategy else []),
+        *([finder] if "lr_finder" in strategy else []),
         *callbacks,
         strategy=STRATEGIES[strategy](),
         devices=1 if strategy.startswith("one") else 2,

@@ -1,6 +1,7 @@
 """PhasedFit: one fit by a schedule, which phase it is in, what that trains, and how good it has become."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -138,6 +139,23 @@ class PhasedFit:
         until_now = {name for names in self.trained[: self.progress.phase + 1] for name in names}
         self._changing = self._freezer.may_change(until_now)
         self._watch.begin()
+
+    @contextmanager
+    def training(self, blocks: Collection[str]) -> Iterator[None]:
+        """Within it other blocks are trained, for trial.
+
+        After an error nothing is put back here: ``release`` follows, and a wrapper that one rank made again would wait
+        for the others.
+
+        Args:
+            blocks: Their names.
+        """
+        assert self.trainer is not None
+        if self._freezer.train_only(blocks):
+            rebuild(self.trainer)
+        yield
+        if self._freezer.train_only(self.trained_blocks):
+            rebuild(self.trainer)
 
     def drop_states(self) -> None:
         """Let go of what optimizers keep for frozen parameters."""

@@ -3,15 +3,17 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_ft_callbacks.lr_curve import LRCurve
+from lightning_ft_callbacks.range_test.driven_blocks import DrivenBlocks
 from lightning_ft_callbacks.range_test.lr_picture import figure_of
 from lightning_ft_callbacks.whole_file import whole_file, write_whole
 
@@ -28,6 +30,11 @@ class LRReport:
     def __init__(self, entries: Sequence[dict[str, Any]] = ()) -> None:
         self.entries = list(entries)
 
+    @property
+    def scale(self) -> float:
+        """That by which the tests so far have multiplied the rate that the user chose."""
+        return prod(entry["lr_used"] / entry["lr_before"] for entry in self.entries)
+
     def add(
         self,
         trainer: Trainer,
@@ -35,10 +42,10 @@ class LRReport:
         method: str,
         found: float | None,
         before: float,
+        used: float,
         *,
         phase: int,
-        applied: bool,
-        tested: str = "",
+        driven: DrivenBlocks,
     ) -> None:
         """Print a test's candidates, draw its curve, and write both into the run's folder.
 
@@ -47,20 +54,22 @@ class LRReport:
             curve: The test's curve.
             method: Whose suggestion was asked for.
             found: What it is; None where the curve says nothing.
-            before: The rate that the user chose.
+            before: The rate that the fit had.
+            used: The rate that it goes on at.
             phase: The phase of GradualUnfreezing, from 0.
-            applied: Whether the fit goes on at the rate found.
-            tested: What was trained in the test, in words.
+            driven: What was trained for the test.
         """
         folder = trainer.log_dir if trainer.loggers else None  # asked on all ranks, because it is broadcast
         entry = {
             "phase": phase,
             "step": trainer.global_step,
-            "tested": tested,
             "method": method,
             "lr": found,
             "lr_before": before,
-            "applied": applied and found is not None,
+            "lr_used": used,
+            "applied": found is not None and used == found,
+            "tested": driven.words or None,
+            "blocks": list(driven.names),
             "interval": curve.interval(),
             "candidates": curve.suggestions(),
             "curve": curve.to_dict(),
@@ -75,28 +84,13 @@ class LRReport:
             write_whole(place / FILE, json.dumps({"tests": self.entries}, indent=1) + "\n")
             picture = place / (PICTURE if len(self.entries) == 1 else f"lr_finder_phase_{phase}.png")
             try:
-                figure = figure_of(curve, method, found, before, tested)
+                figure = figure_of(curve, method, found, before, driven.words)
             except ImportError:
                 rank_zero_info(f"LRFinder: {picture.name} wants matplotlib, which is not installed")
                 return
             with whole_file(picture) as partial:
                 figure.savefig(partial, dpi=120, format="png")
             _log(trainer, figure, picture)
-
-
-def trained_part(trainer: Trainer, module: LightningModule) -> str:
-    """Return what of a module is trained now, in words: ``"all"``, ``"head"``."""
-    total = sum(parameter.numel() for parameter in module.parameters())
-    trained = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
-    if trained == total:
-        return "all"
-    callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-    maps: list[Any] = [one for c in callbacks if (one := getattr(c, "block_map", None)) is not None]
-    if not maps:
-        return f"{trained:,} of {total:,} parameters"
-    blocks = maps[0]
-    names = [name for name in blocks.names if any(parameter.requires_grad for parameter in blocks.parameters(name))]
-    return names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}, {len(names)} of {len(blocks.names)} blocks"
 
 
 def rows(entry: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -119,18 +113,21 @@ def _tried(losses: Sequence[float | None]) -> str:
 
 def show(entry: dict[str, Any]) -> None:
     """Print a test's candidates, as rich's table where that is installed."""
-    title = "learning rates" if not entry["phase"] else f"learning rates, phase {entry['phase']}"
+    title, tested = "learning rates", [] if entry["tested"] is None else [f"tested: {entry['tested']}"]
     try:
         from rich.console import Console
         from rich.table import Table
     except ImportError:
-        print("\n".join([title, *(f"{name:<16}{lr:<16}{loss}".rstrip() for name, lr, loss in rows(entry))]))
+        print("\n".join([title, *(f"{name:<16}{lr:<16}{loss}".rstrip() for name, lr, loss in rows(entry)), *tested]))
         return
     tried = bool(entry["curve"]["trials"])
     table = Table("suggestion", "learning rate", *(["loss after a trial"] if tried else []), title=title)
     for row in rows(entry):
         table.add_row(*(row if tried else row[:2]))
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for line in tested:
+        console.print(line)
 
 
 @contextmanager

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from lightning_ft_callbacks.base_rates import TrialRates
 from lightning_ft_callbacks.lr_curve import smoothed
+from lightning_ft_callbacks.range_test.step_noise import usual_noise
 from lightning_ft_callbacks.range_test.trial_steps import TrialSteps
 from lightning_ft_callbacks.state.training_state import TrainingState
 
-DIVERGED = 3.0
+DIVERGED, NOISES = 3.0, 4.0
 LOST = 5  # losses in a row that are no numbers
 
 
@@ -61,6 +62,7 @@ class RangeTest:
                 for lr in lrs:
                     rates.set(lr / self._reference)
                     pending.append(steps.step())
+                    rates.check()
                     if len(pending) > 1:
                         losses.append(self._read(pending.pop(0)))
                         if diverged(losses):
@@ -88,7 +90,8 @@ class RangeTest:
 def diverged(losses: Sequence[float]) -> bool:
     """Tell whether the smoothed loss has risen to four times its lowest value, as fastai has it.
 
-    For losses that are near 0 or negative at their lowest, it is three times their fall above it, if that is more.
+    For losses that are near 0 or negative at their lowest, it is three times their fall above it, if that is more; and
+    four times the noise of a step, if that is still more, as in batches of one sample, some of which have no loss.
     So it has where the last five are NaN or infinite, and the one before them is above the middle of all.
 
     Args:
@@ -103,5 +106,8 @@ def diverged(losses: Sequence[float]) -> bool:
     finite = [loss for loss in losses if isfinite(loss)]
     if not any(isfinite(loss) for loss in losses[-LOST:]) and finite[-1] > median(finite):
         return True
+    if len(finite) < 2:
+        return False
     lowest, first = known.min().item(), known[0].item()
-    return known[-1].item() > lowest + DIVERGED * max(abs(lowest), first - lowest)
+    noise = usual_noise(torch.tensor(finite, dtype=torch.float64))
+    return known[-1].item() > lowest + max(DIVERGED * max(abs(lowest), first - lowest), NOISES * noise)

@@ -1,8 +1,7 @@
 """TrialBatches: a fit's training data once more, round and round, without touching the fit's own loaders."""
 
 from collections.abc import Iterator
-from contextlib import suppress
-from copy import copy, deepcopy
+from copy import copy
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -28,10 +27,9 @@ class TrialBatches:
         loaders = trainer.fit_loop._combined_loader
         if loaders is None or trainer.num_training_batches == 0:
             raise ValueError("there are no training batches to test learning rates on")
-        shared = {id(part): part for part in (trainer, module, getattr(trainer, "datamodule", None))}
         mode: Any = loaders._mode
         self._loaders = CombinedLoader(loaders.iterables, mode)
-        self._loaders.flattened = [_twin(loader, shared) for loader in loaders.flattened]
+        self._loaders.flattened = [_twin(loader) for loader in loaders.flattened]
         self._loaders.limits = loaders.limits
         self._batches: Iterator[Any] | None = None
         self._num_read = 0
@@ -68,8 +66,10 @@ class TrialBatches:
         self._loaders.reset()
 
 
-def _twin(loader: Any, shared: dict[int, Any]) -> Any:
-    """Return a loader over the same samples with sampler and generator of its own.
+def _twin(loader: Any) -> Any:
+    """Return a loader over the same samples, with workers of its own.
+
+    It draws from the fit's own sampler and generator, which are put back after the test.
 
     Raises:
         ValueError: If the data can be read once only.
@@ -82,11 +82,5 @@ def _twin(loader: Any, shared: dict[int, Any]) -> Any:
             )
         return loader
     twin = copy(loader)
-    memo = shared | {id(loader.dataset): loader.dataset}
-    own = vars(twin)
-    # together, so that a batch sampler goes on drawing from the sampler beside it
-    drawing = {name: own.get(name) for name in ("generator", "sampler", "batch_sampler")}
-    with suppress(TypeError):  # one holds a lock or an iterator: the test draws from the fit's own, which is set back
-        own |= deepcopy(drawing, memo)
-    own["_iterator"] = None
+    vars(twin)["_iterator"] = None
     return twin

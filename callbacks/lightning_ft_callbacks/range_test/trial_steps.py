@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 
 from lightning_ft_callbacks.range_test.heard_loss import HeardLoss, NotFinite
+from lightning_ft_callbacks.range_test.muted_loggers import muted
 from lightning_ft_callbacks.range_test.trial_batches import TrialBatches
 
 
@@ -54,7 +55,8 @@ class TrialSteps:
         trainer.profiler = PassThroughProfiler()
         trainer.fit_loop.epoch_loop._results = _ResultCollection(training=True)
         try:
-            yield
+            with muted(found[1]):
+                yield
         finally:
             trainer.callbacks, trainer._loggers, trainer.profiler = found
             self._batches.close()
@@ -95,6 +97,7 @@ class TrialSteps:
                 output = loop.manual_optimization.run(arguments)
         except NotFinite:
             output = {"loss": self._heard.losses[-1]}
+        call._call_lightning_module_hook(self._trainer, "on_train_batch_end", output, batch, number)
         loop._results.batch = None
         return self._loss_of(output, self._heard.losses[before:])
 

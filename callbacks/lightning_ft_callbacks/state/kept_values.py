@@ -13,15 +13,16 @@ Generator = torch.Generator | random.Random | np.random.Generator | np.random.Ra
 Restore = Callable[[], Any]
 
 
-def kept_tensor(tensor: Tensor) -> Restore:
+def kept_tensor(tensor: Tensor, copied: Callable[[Tensor], Tensor] = Tensor.clone) -> Restore:
     """Return a function that puts a tensor's values back into it, where they changed, and returns it.
 
     What nobody wrote to is not written to either: it may be mapped from a file that is read-only.
 
     Args:
         tensor: The tensor; it may be a view that repeats its elements.
+        copied: Copies a tensor, on its device or elsewhere.
     """
-    copy, version = _copy_of(_stored(tensor)), _version(tensor)
+    copy, version = copied(_stored(tensor)), _version(tensor)
 
     def restore() -> Tensor:
         stored = _stored(tensor)
@@ -46,6 +47,21 @@ def kept_array(array: np.ndarray) -> Restore:
     def restore() -> np.ndarray:
         array[...] = copy
         return array
+
+    return restore
+
+
+def kept_entries(values: Any) -> Restore:
+    """Return a function that puts numbers back into a bytearray or an array of Python's, and returns it.
+
+    Args:
+        values: The bytearray or array.
+    """
+    copy = values[:]
+
+    def restore() -> Any:
+        values[:] = copy
+        return values
 
     return restore
 
@@ -77,13 +93,6 @@ def _stored(tensor: Tensor) -> Tensor:
             if stride == 0 and view.shape[axis] > 1:
                 view = view.narrow(axis, 0, 1)
     return view
-
-
-def _copy_of(tensor: Tensor) -> Tensor:
-    """Return a copy on the tensor's device, or on the CPU where that has not twice the room."""
-    needed = 2 * tensor.numel() * tensor.element_size()
-    short = tensor.is_cuda and torch.cuda.mem_get_info(tensor.device)[0] < needed
-    return tensor.cpu() if short else tensor.clone()
 
 
 def _version(tensor: Tensor) -> int | None:

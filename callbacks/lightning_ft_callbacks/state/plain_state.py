@@ -3,8 +3,9 @@
 import argparse
 import sys
 import types
-from collections import deque
-from collections.abc import Iterable
+from array import array
+from collections import UserDict, UserList, deque
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,9 +14,17 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lightning_ft_callbacks.state.kept_values import Generator, Restore, kept_array, kept_generator, kept_tensor
+from lightning_ft_callbacks.state.kept_values import (
+    Generator,
+    Restore,
+    kept_array,
+    kept_entries,
+    kept_generator,
+    kept_tensor,
+)
 
 # torch's own bookkeeping of modules: hooks and children are not state
 MODULES_OWN = frozenset(vars(nn.Module())) - {"training", "_buffers", "_parameters"}
@@ -23,10 +32,11 @@ MODULES_OWN = frozenset(vars(nn.Module())) - {"training", "_buffers", "_paramete
 LIBRARIES = sys.stdlib_module_names | {
     *("torch", "lightning", "pytorch_lightning", "transformers", "timm", "tokenizers", "datasets", "numpy"),
     *("pandas", "polars", "pyarrow", "PIL", "h5py", "zarr", "lmdb", "wandb", "mlflow", "tensorboard", "comet_ml"),
+    *("rich", "tqdm"),
 }
-NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
+NAMESPACES = (types.SimpleNamespace, argparse.Namespace, UserDict, UserList)
 DATA = (Dataset, Sampler, DataLoader)
-DEPTH = 5
+DEPTH = 20  # of objects within objects, for the sake of Python's stack
 # of data, containers with more entries and arrays with more elements are samples, and not state
 MOST_ENTRIES, MOST_ELEMENTS = 1000, 1_000_000
 
@@ -35,16 +45,25 @@ class PlainState:
     """Numbers, texts, tensors, arrays, generators, and containers and objects of these, that things hold.
 
     All is put back in place, so that whoever holds it too sees it as it was. Attributes that came later are removed.
-    Modules and optimizers are found wherever they are held; of data, what is large is taken to be samples, and left
-    alone. Objects of libraries that hold no state of a training are not looked into, nor are functions.
+    Modules, optimizers and their schedules are found wherever they are held, also by functions that close over them; of
+    data, what is large is taken to be samples, and left alone. Objects of libraries that hold no state of a training
+    are not looked into. Of the variables of the modules of code only generators are kept that the code names.
 
     Args:
         things: Objects, or containers of them.
         without: Objects to leave as they then are.
         depth: How far objects within objects are looked into.
+        copy: Copies a tensor, on its device or elsewhere.
     """
 
-    def __init__(self, *things: Any, without: Iterable[Any] = (), depth: int = DEPTH) -> None:
+    def __init__(
+        self,
+        *things: Any,
+        without: Iterable[Any] = (),
+        depth: int = DEPTH,
+        copy: Callable[[Tensor], Tensor] = Tensor.clone,
+    ) -> None:
+        self._copy = copy
         self._left = list(without)
         self._seen = {id(thing) for thing in self._left}
         self._restores = [self._kept_root(thing, depth) for thing in things]
@@ -63,7 +82,7 @@ class PlainState:
         """Return a function that puts a value back as it is now, and returns it."""
         if not _changes(value) or id(value) in self._seen:
             return lambda: value
-        if isinstance(value, Tensor | np.ndarray):
+        if isinstance(value, Tensor | np.ndarray | bytearray | array):
             return self._kept_values(value, in_data)
         if isinstance(value, Generator):
             self._seen.add(id(value))
@@ -74,15 +93,45 @@ class PlainState:
             return self._within(value, value.__self__, depth=depth, in_data=in_data)
         if depth > 0 and isinstance(value, partial):
             return self._within(value, value.func, value.args, value.keywords, depth=depth, in_data=in_data)
+        if depth > 0 and isinstance(value, types.FunctionType) and is_own(value):
+            return self._kept_function(value, depth - 1, in_data)
         if depth > 0 and _is_looked_into(value):
             return self._kept_object(value, depth - 1, in_data or isinstance(value, DATA))
         return lambda: value
 
     def _kept_values(self, value: Any, in_data: bool) -> Restore:
         self._seen.add(id(value))
+        number = (
+            value.numel() if isinstance(value, Tensor) else value.size if isinstance(value, np.ndarray) else len(value)
+        )
+        if in_data and number > MOST_ELEMENTS:
+            return lambda: value
         if isinstance(value, Tensor):
-            return (lambda: value) if in_data and value.numel() > MOST_ELEMENTS else kept_tensor(value)
-        return (lambda: value) if in_data and value.size > MOST_ELEMENTS else kept_array(value)
+            return kept_tensor(value, self._copy)
+        return kept_array(value) if isinstance(value, np.ndarray) else kept_entries(value)
+
+    def _kept_function(self, function: types.FunctionType, depth: int, in_data: bool) -> Restore:
+        """Keep what a function closes over, the values of its defaults, and the generators that its code names."""
+        self._seen.add(id(function))
+        cells = [(cell, self._kept(cell.cell_contents, depth, in_data)) for cell in _filled(function.__closure__)]
+        held = (vars(function), function.__defaults__ or (), function.__kwdefaults__ or {})
+        rest = self._within(function, *held, *_generators_of(function), depth=depth, in_data=in_data)
+
+        def restore() -> Any:
+            for cell, restore_cell in cells:
+                cell.cell_contents = restore_cell()
+            return rest()
+
+        return restore
+
+    def _generators_of_class(self, kind: type) -> Restore:
+        """Keep the generators that the methods of a class name."""
+        own = [found for found in kind.__mro__ if is_own(found) and id(found) not in self._seen]
+        self._seen.update(map(id, own))
+        methods = [part for found in own for part in vars(found).values() if isinstance(part, types.FunctionType)]
+        return self._within(
+            kind, *(one for method in methods for one in _generators_of(method)), depth=0, in_data=False
+        )
 
     def _within(self, value: Any, *parts: Any, depth: int, in_data: bool) -> Restore:
         """Keep what a value refers to for good."""
@@ -122,8 +171,10 @@ class PlainState:
         self._seen.add(id(owner))
         found = _attributes(owner)
         restores = {k: self._kept(value, depth, in_data) for k, value in found.items() if k not in skipped}
+        restore_drawn = self._generators_of_class(type(owner))
 
         def restore() -> Any:
+            restore_drawn()
             now = _attributes(owner)
             for name in now.keys() - found.keys():
                 object.__delattr__(owner, name)
@@ -134,6 +185,35 @@ class PlainState:
             return owner
 
         return restore
+
+
+def is_own(code: Any) -> bool:
+    """Tell whether a class or function is nobody's library's.
+
+    Args:
+        code: The class or function.
+    """
+    return str(code.__module__).partition(".")[0] not in LIBRARIES
+
+
+def _filled(cells: Iterable[types.CellType] | None) -> Iterator[types.CellType]:
+    for cell in cells or ():
+        try:
+            cell.cell_contents  # noqa: B018 - a variable that has no value yet has none to keep
+        except ValueError:
+            continue
+        yield cell
+
+
+def _generators_of(function: types.FunctionType) -> Iterator[Any]:
+    """Yield the generators that a function's code names, in its module or around it."""
+    named = [function.__globals__.get(name) for name in function.__code__.co_names]
+    closed = [cell.cell_contents for cell in _filled(function.__closure__)]
+    return (value for value in (*named, *closed) if isinstance(value, Generator))
+
+
+def _num_elements(value: Any) -> int:
+    return value.numel() if isinstance(value, Tensor) else value.size if isinstance(value, np.ndarray) else len(value)
 
 
 def _changes(value: Any) -> bool:
@@ -150,16 +230,16 @@ def _same_entries(one: Any, other: Any) -> bool:
 
 def _is_object(value: Any) -> bool:
     return (hasattr(value, "__dict__") or hasattr(value, "__slots__")) and not isinstance(
-        value, type | Tensor | np.ndarray | tuple | list | deque | dict | set
+        value, type | types.FunctionType | Tensor | np.ndarray | tuple | list | deque | dict | set
     )
 
 
 def _is_looked_into(value: Any) -> bool:
     if not _is_object(value) or isinstance(value, Trainer | Callback | Logger):
         return False
-    if isinstance(value, (nn.Module, Optimizer, *NAMESPACES, *DATA)):
+    if isinstance(value, (nn.Module, Optimizer, LRScheduler, *NAMESPACES, *DATA)):
         return True
-    return type(value).__module__.partition(".")[0] not in LIBRARIES
+    return is_own(type(value))
 
 
 def _attributes(owner: Any) -> dict[str, Any]:

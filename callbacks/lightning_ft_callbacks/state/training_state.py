@@ -5,11 +5,12 @@ from copy import deepcopy
 from typing import Any
 
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
+from lightning_ft_callbacks.state.copy_room import CopyRoom, needed_by_training
 from lightning_ft_callbacks.state.kept_values import Restore, kept_tensor
-from lightning_ft_callbacks.state.plain_state import PlainState
+from lightning_ft_callbacks.state.plain_state import PlainState, is_own
 
 # of the loops of Lightning that run a training step
 PROGRESS = (
@@ -22,7 +23,8 @@ PROGRESS = (
 class TrainingState:
     """What a training step may change: weights, statistics, optimizers, schedules, random numbers, counts, metrics.
 
-    Weights and optimizer state are copied on their device, or on the CPU where that has not twice the room.
+    Weights and optimizer state are copied on their device while it has room for them and for the training that follows,
+    else on the CPU.
 
     Args:
         trainer: The trainer, in a fit.
@@ -35,22 +37,22 @@ class TrainingState:
         part: Any = trainer
         data = getattr(trainer, "datamodule", None)
         self._restores: list[Callable[[], Any]] = []
+        room = CopyRoom(needed_by_training(module, trainer.optimizers) if updates else {})
         if updates:
             loaders = trainer.fit_loop._combined_loader
             plain = PlainState(
                 module,
                 *trainer.optimizers,
+                *(config.scheduler for config in trainer.lr_scheduler_configs),
+                *(callback for callback in part.callbacks if _is_users_own(callback)),
                 data,
                 [] if loaders is None else [*loaders.flattened],
                 getattr(part.strategy, "_ddp_comm_state", None),
+                copy=room.copy,
             )
-            self._restores += [
-                _gradients(module),
-                *(_schedule(config.scheduler) for config in trainer.lr_scheduler_configs),
-                _scaler(trainer),
-            ]
+            self._restores += [_gradients(module), _scaler(trainer)]
         else:
-            plain = PlainState(module, without=module.parameters())
+            plain = PlainState(module, without=module.parameters(), copy=room.copy)
             self._restores.append(_plain_numbers(data))
         self._restores += [plain.restore, _hooks(module), _progress(trainer), random_numbers()]
 
@@ -99,9 +101,11 @@ def _hooks(module: nn.Module) -> Restore:
     return restore
 
 
-def _schedule(schedule: Any) -> Restore:
-    state = deepcopy(schedule.state_dict())
-    return lambda: schedule.load_state_dict(deepcopy(state))
+def _is_users_own(callback: Callback) -> bool:
+    """Tell whether a callback may act outside of Lightning's hooks: by hooks of modules or optimizers, for one."""
+    ours = __name__.partition(".")[0]
+    kinds = type(callback).__mro__
+    return all(is_own(kind) and not kind.__module__.startswith(ours) for kind in kinds[: kinds.index(Callback)])
 
 
 def _plain_numbers(owner: Any) -> Restore:

@@ -4,8 +4,10 @@ import argparse
 import logging
 import random
 import threading
-from collections import Counter, deque
+from array import array
+from collections import Counter, UserDict, UserList, deque
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import ExponentialLR, LRScheduler
 from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset
 from torchmetrics import MeanMetric
 
@@ -94,7 +97,94 @@ def wrapped() -> tuple[Any, Callable[[Any], None], Callable[[Any], Any]]:
     return optimizer, lambda o: step_of(o, weight), lambda o: (weight.tolist(), str(dict(o.base.state)))
 
 
+def counting() -> Callable[[], tuple[int, float]]:
+    """Return a function that counts its calls, and draws from a generator, around it."""
+    count, drawn = 0, np.random.default_rng(0)
+
+    def call() -> tuple[int, float]:
+        nonlocal count
+        count += 1
+        return count, drawn.normal()
+
+    return call
+
+
+DRAWN = random.Random(0)
+
+
+def draw(own: random.Random = random.Random(1)) -> tuple[float, float]:  # noqa: B008
+    return DRAWN.random(), own.random()
+
+
+class Drawing:
+    """Names a generator of its module in a method."""
+
+    def next(self) -> float:
+        return DRAWN.random()
+
+
+def next_of(generator: random.Random) -> Any:
+    return deepcopy(generator).random()
+
+
+def deep(levels: int) -> Any:
+    return SimpleNamespace(below=deep(levels - 1)) if levels else SimpleNamespace(n=0)
+
+
+def deepest(namespace: Any) -> Any:
+    return deepest(namespace.below) if hasattr(namespace, "below") else namespace
+
+
+class Warm(LRScheduler):
+    """As GradualWarmupScheduler of pytorch-gradual-warmup-lr: drives another schedule afterwards."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.after = ExponentialLR(optimizer, 0.5)
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        return list(self.after.get_last_lr())
+
+    def step(self, epoch: Any = None) -> None:  # noqa: ARG002
+        self.after.step()
+        self.optimizer.param_groups[0]["lr"] = self.after.get_last_lr()[0]
+
+
+def schedule() -> tuple[Any, Any]:
+    optimizer = SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    warm = Warm(optimizer)
+    return optimizer, warm
+
+
 CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "what a function closes over": (
+        counting,
+        lambda f: f(),
+        lambda f: [
+            c.cell_contents if isinstance(c.cell_contents, int) else str(c.cell_contents.bit_generator.state)
+            for c in f.__closure__
+        ],
+    ),
+    "generators that a function names and has by default": (
+        lambda: draw,
+        lambda f: f(),
+        lambda f: (next_of(DRAWN), next_of(f.__defaults__[0])),
+    ),
+    "a generator that a method names": (Drawing, lambda d: d.next(), lambda _: next_of(DRAWN)),
+    "objects deep within objects": (
+        lambda: deep(12),
+        lambda d: setattr(deepest(d), "n", 1),
+        lambda d: deepest(d).n,
+    ),
+    "a dictionary of one's own": (lambda: UserDict(n=0), lambda d: d.update(n=1, m=2), dict),
+    "a list of one's own": (lambda: UserList([0]), lambda d: d.append(1), list),
+    "bytes that change": (lambda: bytearray(2), lambda b: b.extend(b"a"), bytes),
+    "an array of Python's": (lambda: array("d", [0.0]), lambda a: a.append(1.0), list),
+    "a schedule that drives another": (
+        schedule,
+        lambda pair: pair[1].step(),
+        lambda pair: (pair[1].after.last_epoch, pair[0].param_groups[0]["lr"]),
+    ),
     "a called object": (Loss, lambda loss: loss(), lambda loss: (loss.calls, loss.mean.item())),
     "a bound method": (lambda: Loss().called, lambda f: f.__self__(), lambda f: f()),
     "a partial": (lambda: partial(Loss().called), lambda f: f.func.__self__(), lambda f: f()),
@@ -216,12 +306,11 @@ def test_what_others_share_is_not_looked_into(monkeypatch: pytest.MonkeyPatch) -
     assert looked == ["Holder", "Loss"]
 
 
-def test_samples_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_are_not_copied() -> None:
     kept: list[Tensor] = []
-    monkeypatch.setattr(plain_state, "kept_tensor", lambda tensor: (kept.append(tensor), lambda: tensor)[1])
     data = Numbers()
     data.large, data.small = torch.empty(plain_state.MOST_ELEMENTS + 1), torch.empty(2)
-    PlainState(DataLoader(data))
+    PlainState(DataLoader(data), copy=lambda tensor: (kept.append(tensor), tensor.clone())[1])
     assert [len(tensor) for tensor in kept] == [2]
 
 
