@@ -106,15 +106,16 @@ def facts(run: Story) -> list[tuple[str, str]]:
 def _rates(run: Story) -> str:
     """Return the rate at the schedule's peak, and of each phase whose own range test gave it another."""
     given = run.config["model"].get("lr")
-    used = [(test["phase"], test["lr_used"], test["lr"]) for test in run.tests if "lr_used" in test]
-    if not any(test["lr_used"] != test["lr_before"] for test in run.tests if "lr_used" in test):
+    tests = [test for test in run.tests if "lr_used" in test]
+    if all(test["lr_used"] == test["lr_before"] for test in tests):
         return f"{given} at the peak"
-    several = len(used) > 1
-    rates = [
-        f"{rate:.2g}{f' in phase {phase}' if several else ''}{'' if found == rate else ' (not found, but given)'}"
-        for phase, rate, found in used
-    ]
-    return f"{', '.join(rates)} at the peak, by LRFinder ({given} was given)"
+    rates = ", ".join(
+        f"{test['lr_used']:.2g}"
+        + (f" in phase {test['phase']}" if len(tests) > 1 else "")
+        + (" (nothing was found)" if test["lr"] is None else "")
+        for test in tests
+    )
+    return f"{rates} at the peak, by LRFinder ({given} was given)"
 
 
 def phase_table(run: Story) -> MetricTable:

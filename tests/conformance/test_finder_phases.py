@@ -91,7 +91,8 @@ def test_what_was_tested_is_said_in_a_line_the_table_the_file_and_the_picture(
 
     texts: list[str] = []
 
-    def savefig(figure: Figure, *_: Any, **__: Any) -> None:
+    def savefig(figure: Figure, path: Path, **_: Any) -> None:
+        Path(path).touch()
         texts.extend(part.get_text() for part in figure.findobj(Text))
 
     monkeypatch.setattr(Figure, "savefig", savefig)

@@ -83,3 +83,18 @@ def test_two_callbacks_of_one_class_are_told_in_one_sentence(command: Any, recip
     result = command("fit", "--config", recipe(finder(), finder()))
     assert result.code == 2
     assert "more than one stateful callback of type `LRFinder`" in result.err.splitlines()[-1]
+
+
+def test_one_rate_is_found_for_all_phases_also_where_the_recipe_tests_each(command: Any, recipe: Any) -> None:
+    phases = {"class_path": "GradualUnfreezing", "init_args": {"schedule": "lp_ft"}}
+    for options in ({}, {"each_phase": True}):
+        result = command("lr_find", "--config", recipe(phases, finder(trial_steps=0, **options)))
+        assert result.code == 0, result.err
+        assert "tested: all, which phase 1 trains" in result.out
+
+
+def test_a_misspelt_callback_or_option_is_told_with_the_nearest(command: Any, recipe: Any) -> None:
+    result = command("lr_find", "--config", recipe({"class_path": "LRFindr"}))
+    assert result.err.splitlines()[-1].endswith("no class 'LRFindr'; did you mean 'LRFinder'?")
+    result = command("lr_find", "--config", recipe(finder(sugestion="valley")))
+    assert result.err.splitlines()[-1].endswith("init_args.sugestion'; did you mean 'suggestion'?")

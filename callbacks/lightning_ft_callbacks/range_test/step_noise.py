@@ -4,20 +4,21 @@ import torch
 from torch import Tensor
 
 MEDIAN_DIFFERENCE = 0.954  # of two normal values, in their standard deviations
-MOST_CORRELATED = 0.9
-OUTLYING = 2.0  # times the usual difference of neighbours
 
 
 def error_of_difference(losses: Tensor, width: int) -> float:
     """Return the standard error of the difference of two means of as many steps, of losses that fall.
 
+    It is the larger of two: that of steps that know nothing of one another, and that which means of so many steps
+    show, which is more where neighbours are alike.
+
     Args:
-        losses: Losses, all finite, at least three, shape (step,).
+        losses: Losses, all finite, at least as many as a mean has, shape (step,).
         width: Steps of each mean.
     """
     rest = losses - falling(losses)
-    alike = correlation(rest)
-    return noise(rest) * ((1 + alike) / (1 - alike) * 2 / width) ** 0.5
+    of_means = rest.unfold(0, width, 1).mean(1).square().mean().item() ** 0.5
+    return 2**0.5 * max(noise(rest) / width**0.5, of_means)
 
 
 def usual_noise(losses: Tensor) -> float:
@@ -32,34 +33,15 @@ def usual_noise(losses: Tensor) -> float:
 
 
 def noise(rest: Tensor) -> float:
-    """Return the standard deviation of a step, as far as it follows from the differences of neighbours.
+    """Return the standard deviation of a step, as it follows from the differences of neighbours.
 
     It is the larger of two: of ``usual_noise``, and of their mean square, which losses ask for of which most are equal
-    (a hinge's, or those of 16 bits) or a few far off. Neighbours that are alike differ by less than they vary.
+    (a hinge's, or those of 16 bits) or a few far off.
 
     Args:
-        rest: What losses are beside their course, at least three, shape (step,).
+        rest: What losses are beside their course, at least two, shape (step,).
     """
-    mean_square = (rest.diff().square().mean().item() / (2 * (1 - correlation(rest)))) ** 0.5
-    return max(usual_noise(rest), mean_square)
-
-
-def correlation(rest: Tensor) -> float:
-    """Return how alike the noise of neighbours is, from 0 to 0.9: of noise of the first order, its coefficient.
-
-    It follows from the differences of neighbours, of which two in sequence then have the correlation
-    ``(coefficient - 1) / 2``. What half a standard error explains is left out.
-
-    Args:
-        rest: What losses are beside their course, at least three, shape (step,).
-    """
-    usual = OUTLYING * usual_noise(rest) or torch.inf
-    differences = rest.diff().clamp(-usual, usual)
-    total = differences.square().sum().item()
-    if total == 0:
-        return 0.0
-    found = 1 + 2 * (differences[1:] * differences[:-1]).sum().item() / total - len(differences) ** -0.5
-    return min(max(found, 0.0), MOST_CORRELATED)
+    return max(usual_noise(rest), (rest.diff().square().mean().item() / 2) ** 0.5)
 
 
 def falling(losses: Tensor) -> Tensor:
