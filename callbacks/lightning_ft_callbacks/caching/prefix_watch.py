@@ -144,6 +144,7 @@ class PrefixWatch:
         """Learn a cut's shapes from another batch, and make sure that samples are there what they are here."""
         cut = recorded.cut
         if (other := seen.get(cut.block)) is None:
+            cut.inputs = {place: shape for place, shape in cut.inputs.items() if shape.by_sample}
             return
         if other.refusal:
             raise other.refusal
@@ -172,12 +173,13 @@ class PrefixWatch:
         inputs, recorded.cut.inputs = recorded.cut.inputs, {}
         same = SameSamples()
         for place, shape in inputs.items():
+            if place not in other.read:  # a mask, which some models leave out where nothing is padded
+                continue
             with suppress(CannotCacheError):
-                if place in other.read:
-                    shape.see(other.read[place], other.samples, "an input")
+                shape.see(other.read[place], other.samples, "an input")
                 if shape.by_sample:
                     same.check(place, recorded.read[place], shape, self._samples)
-                    same.check(place, other.read.get(place, recorded.read[place]), shape, other.samples)
+                    same.check(place, other.read[place], shape, other.samples)
                     recorded.cut.inputs[place] = shape
 
     def _tolerance(self, found: Sequence[Any]) -> float:
