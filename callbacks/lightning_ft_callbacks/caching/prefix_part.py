@@ -63,6 +63,7 @@ class PrefixPart:
         self._cuts: dict[str, PrefixCut] = {}
         self._stores: dict[str, SampleStore] = {}
         self._inputs: BatchInputs | None = None
+        self._num_inputs = 0
         self._passes: list[PrefixPass] = []
         self._step: tuple[Any, Samples] | None = None
         self._same = SameSamples()
@@ -290,13 +291,14 @@ class PrefixPart:
     def _inputs_of(self, batch: Any, samples: Samples) -> BatchInputs | None:
         if self._inputs is not None or not self._unread:
             return self._inputs
+        self._num_inputs += 1  # what others read is never written anew
         try:
             return BatchInputs(
                 batch,
                 samples,
                 self._unread,
                 len(self.whole) * self.loader.views,
-                *self._folder.beside(f"{self.name}-inputs"),
+                *self._folder.beside(f"{self.name}-inputs-{self._num_inputs}"),
             )
         except CannotCacheError:
             return None  # batches are then read as ever

@@ -279,7 +279,7 @@ class ReplayingPass(PrefixPass):
                 with torch.no_grad(), as_now():
                     return [_plain(leaf) for leaf in flatten(real(*args, **kwargs))[0]]
 
-            run = Promise(compute, call)
+            run = Promise(compute, ("call", call))
             return self.cut.placeholders[call].output(lambda index, shape: self.promised(call, index, shape, run))
 
         forward.before = before  # type: ignore[attr-defined]
@@ -289,7 +289,8 @@ class ReplayingPass(PrefixPass):
         """Find out whether a lower module's call is the one that was learnt, and reads what it read then."""
         if self.refusal is not None:
             return
-        key = hash((switches, *(leaf.promise.key for leaf in leaves if isinstance(leaf, Postponed))))
+        made_by = [leaf.promise.key for leaf in leaves if isinstance(leaf, Postponed)]
+        key = hash((switches, *(one for one in made_by if one is not None)))  # a batch may be read or not
         if self._learns:
             self.cut.keys[call] = key
         expected = self.cut.placeholders.get(call)
