@@ -99,7 +99,7 @@ class PrefixPass:
             if not _is_there(leaf):
                 continue  # which some are not without padding
             try:
-                self._same.check(place, leaf, shape, self.samples)
+                self._same.check((self.cut.block, place), leaf, shape, self.samples)
             except CannotCacheError as error:
                 self.refusal = error
 
