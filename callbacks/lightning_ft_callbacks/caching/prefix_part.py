@@ -8,11 +8,13 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_ft_callbacks.blocks import BlockMap
 from lightning_ft_callbacks.caching.batch_inputs import BatchInputs, mask_of
+from lightning_ft_callbacks.caching.capturing_pass import CapturingPass
 from lightning_ft_callbacks.caching.identified_batches import IdentifiedBatches, whole_data
 from lightning_ft_callbacks.caching.prefix_cut import PrefixCut
-from lightning_ft_callbacks.caching.prefix_passes import CapturingPass, PrefixPass, ReplayingPass, run
+from lightning_ft_callbacks.caching.prefix_passes import PrefixPass, run
 from lightning_ft_callbacks.caching.prefix_watch import PrefixWatch, Step
 from lightning_ft_callbacks.caching.read_ahead import ReadAhead
+from lightning_ft_callbacks.caching.replaying_pass import ReplayingPass
 from lightning_ft_callbacks.caching.same_samples import SameSamples, another_sample, check_same
 from lightning_ft_callbacks.caching.sample_shapes import CannotCacheError, Samples
 from lightning_ft_callbacks.caching.sample_store import SampleStore
