@@ -53,6 +53,7 @@ def fit(root: Path, bert: Path, table: Path, config: Path, *options: str) -> Pat
         command(root, bert, table, config, *options), capture_output=True, text=True, env=environment(), timeout=300
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "no longer used" not in done.stderr
     (run,) = root.iterdir()
     return run
 

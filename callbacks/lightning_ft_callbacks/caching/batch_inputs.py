@@ -139,7 +139,7 @@ class BatchInputs:
             batch = read()
             return [_fitted(batch[name], shape, samples) for name, shape in self._unread.items()]
 
-        promise = Promise(compute, "batch")
+        promise = Promise(compute)
         return {
             name: Postponed(
                 torch.empty(shape.size(samples), dtype=shape.dtype, device="meta"), shape.device, promise, number

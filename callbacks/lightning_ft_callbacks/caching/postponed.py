@@ -37,14 +37,14 @@ class Promise:
 
     Args:
         compute: Computes them.
-        key: Made of all that was done to come here, the same for the same operations.
+        key: Made of all that was done to come here, the same for the same operations; None where nobody asks.
     """
 
-    def __init__(self, compute: Callable[[], Sequence[Any]], key: Hashable) -> None:
+    def __init__(self, compute: Callable[[], Sequence[Any]], key: Hashable = None) -> None:
         self._compute: Callable[[], Sequence[Any]] | None = compute
         self._kept: Sequence[Any] = ()
         self._versions: list[int | None] = []
-        self.key = hash(key)
+        self.key = None if key is None else hash(key)
 
     @property
     def is_kept(self) -> bool:
@@ -242,11 +242,14 @@ class _Operation:
         return target
 
     @property
-    def _key(self) -> tuple[Any, ...]:
+    def _key(self) -> Hashable:
         """Made of the operation, its arguments' operations, and numbers that change values rather than shapes."""
+        keys = [late.promise.key for late in self._late]
+        if not any(keys):
+            return None
         numbers = [leaf for leaf in self._leaves if isinstance(leaf, int | float | str | None)]
         changes_values = torch.Tag.pointwise in self._func.tags
-        return self._func, *(late.promise.key for late in self._late), *(numbers if changes_values else [])
+        return self._func, *keys, *(numbers if changes_values else [])
 
     def _shapes(self) -> Any:
         """Return what the operation gives, on the device ``meta``; known from the last time, because that is slow."""

@@ -10,11 +10,13 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_ft_callbacks.blocks import BlockMap
 from lightning_ft_callbacks.caching.augmented_views import same_data, whole_data
 from lightning_ft_callbacks.caching.batch_inputs import BatchInputs, mask_of
+from lightning_ft_callbacks.caching.capturing_pass import CapturingPass
 from lightning_ft_callbacks.caching.identified_batches import IdentifiedBatches
 from lightning_ft_callbacks.caching.prefix_cut import PrefixCut
-from lightning_ft_callbacks.caching.prefix_passes import CapturingPass, PrefixPass, ReplayingPass, run
+from lightning_ft_callbacks.caching.prefix_passes import PrefixPass, run
 from lightning_ft_callbacks.caching.prefix_watch import PrefixWatch, Step
 from lightning_ft_callbacks.caching.read_ahead import ReadAhead
+from lightning_ft_callbacks.caching.replaying_pass import ReplayingPass
 from lightning_ft_callbacks.caching.same_samples import SameSamples, another_sample, check_same
 from lightning_ft_callbacks.caching.same_values import holds_the_same
 from lightning_ft_callbacks.caching.sample_shapes import CannotCacheError, Samples
@@ -67,6 +69,7 @@ class PrefixPart:
         self._cuts: dict[str, PrefixCut] = {}
         self._stores: dict[str, SampleStore] = {}
         self._inputs: BatchInputs | None = None
+        self._num_inputs = 0
         self._passes: list[PrefixPass] = []
         self._step: tuple[Any, Samples] | None = None
         self._same = SameSamples()
@@ -316,13 +319,14 @@ class PrefixPart:
     def _inputs_of(self, batch: Any, samples: Samples) -> BatchInputs | None:
         if self._inputs is not None or not self._unread:
             return self._inputs
+        self._num_inputs += 1  # what others read is never written anew
         try:
             return BatchInputs(
                 batch,
                 samples,
                 self._unread,
                 len(self.whole) * self.loader.views,
-                *self._folder.beside(f"{self.name}-inputs"),
+                *self._folder.beside(f"{self.name}-inputs-{self._num_inputs}"),
             )
         except CannotCacheError:
             return None  # batches are then read as ever

@@ -13,16 +13,11 @@ from torch import Tensor, nn
 
 from lightning_ft_callbacks.blocks import BlockMap
 from lightning_ft_callbacks.caching.batch_inputs import mask_of
+from lightning_ft_callbacks.caching.capturing_pass import CapturingPass, ReachedError
 from lightning_ft_callbacks.caching.prefix_cut import PrefixCut
-from lightning_ft_callbacks.caching.prefix_passes import (
-    CapturingPass,
-    PrefixPass,
-    ReachedError,
-    ReplayingPass,
-    attached,
-    run,
-)
+from lightning_ft_callbacks.caching.prefix_passes import PrefixPass, attached, run
 from lightning_ft_callbacks.caching.prefix_watch import PrefixWatch
+from lightning_ft_callbacks.caching.replaying_pass import ReplayingPass
 from lightning_ft_callbacks.caching.sample_shapes import CannotCacheError, Samples
 
 CUTS: WeakKeyDictionary[nn.Module, dict[str, PrefixCut]] = WeakKeyDictionary()

@@ -10,9 +10,11 @@ import torch
 from lightning.fabric.utilities.seed import _collect_rng_states
 from torch import Tensor, nn
 
+from lightning_ft_callbacks.caching.capturing_pass import CapturingPass
 from lightning_ft_callbacks.caching.postponed import Postponed, Promise
 from lightning_ft_callbacks.caching.prefix_cut import Leaf, PrefixCut
-from lightning_ft_callbacks.caching.prefix_passes import CapturingPass, PrefixPass, ReplayingPass
+from lightning_ft_callbacks.caching.prefix_passes import PrefixPass
+from lightning_ft_callbacks.caching.replaying_pass import ReplayingPass
 from lightning_ft_callbacks.caching.same_samples import SameSamples
 from lightning_ft_callbacks.caching.sample_shapes import CannotCacheError, Samples, SampleShape
 from lightning_ft_callbacks.caching.sample_store import SampleStore

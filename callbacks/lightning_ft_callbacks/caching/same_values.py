@@ -8,8 +8,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lightning_ft_callbacks.caching.batch_inputs import mask_of
+from lightning_ft_callbacks.caching.capturing_pass import CapturingPass
 from lightning_ft_callbacks.caching.prefix_cut import PrefixCut
-from lightning_ft_callbacks.caching.prefix_passes import CapturingPass
 from lightning_ft_callbacks.caching.prefix_watch import COARSE, TOLERANCE, Step
 from lightning_ft_callbacks.caching.sample_shapes import CannotCacheError, Samples
 from lightning_ft_callbacks.caching.sample_store import SampleStore
