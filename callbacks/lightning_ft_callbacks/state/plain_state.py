@@ -34,6 +34,8 @@ LIBRARIES = sys.stdlib_module_names | {
     *("pandas", "polars", "pyarrow", "PIL", "h5py", "zarr", "lmdb", "wandb", "mlflow", "tensorboard", "comet_ml"),
     *("rich", "tqdm"),
 }
+# what the prefix cache has learnt is no state of a training: a step for trial must not undo it
+CACHE = f"{__name__.partition('.')[0]}.caching."
 NAMESPACES = (types.SimpleNamespace, argparse.Namespace, UserDict, UserList)
 DATA = (Dataset, Sampler, DataLoader)
 DEPTH = 20  # of objects within objects, for the sake of Python's stack
@@ -193,7 +195,8 @@ def is_own(code: Any) -> bool:
     Args:
         code: The class or function.
     """
-    return str(code.__module__).partition(".")[0] not in LIBRARIES
+    module = str(code.__module__)
+    return module.partition(".")[0] not in LIBRARIES and not module.startswith(CACHE)
 
 
 def _filled(cells: Iterable[types.CellType] | None) -> Iterator[types.CellType]:
