@@ -10,7 +10,7 @@ from lightning.pytorch.core.optimizer import _MockOptimizer
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_ft_callbacks.optimizers import with_wrapped
+from lightning_ft_callbacks.optimizers import check_has_rates, with_wrapped
 
 # rates that a schedule puts into a group, torch's and timm's
 IN_GROUPS = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
@@ -56,11 +56,7 @@ def check_rates(trainer: Trainer) -> None:
         name = type(optimizer).__name__
         if any("lr" not in group for group in optimizer.param_groups):
             raise ValueError(f"{name} has no lr, so there is no learning rate to find")
-        if any(group["lr"] is None for group in optimizer.param_groups):
-            raise ValueError(
-                f"{name} has lr=None and makes its own rates, so there is none to find; give it a number "
-                "(transformers' Adafactor: lr=1e-3, relative_step=False)"
-            )
+    check_has_rates(trainer.optimizers, "LRFinder")
 
 
 def schedules_of(trainer: Trainer) -> list[Any]:

@@ -17,7 +17,6 @@ SCHEDULES: dict[str, Any] = {
     "steps": [{"train": ["head"], "steps": 3}, {"train": ["*"], "steps": 6}, {"train": ["layers.1", "head"]}],
     "plateau": [
         {"train": ["head"], "plateau": {"monitor": "val/loss", "patience": 1, "min_delta": 10.0}},
-        {"train": ["layers.2", "head"], "plateau": {"monitor": "val/loss", "patience": 1}},
         {"train": ["*"]},
     ],
 }

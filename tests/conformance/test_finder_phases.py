@@ -125,7 +125,7 @@ def test_no_trace_of_a_test_that_trains_what_later_phases_do() -> None:
         callbacks = [GradualUnfreezing(LP_FT, ramp_steps=2), DiscriminativeLR(0.5)]
         seen, find = observe(Watchful(), LOADERS["shuffled"](), *callbacks, finder=finder)
         runs.append(seen)
-    assert find.state_dict()["report"][0]["tested"] == "all, which phase 1 trains"
+    assert find.state_dict()["report"][0]["tested"] == "layers.0 to head, which phase 1 trains"
     same(*runs)
 
 

@@ -161,7 +161,7 @@ def relative() -> Net:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (relative, r"Adafactor has lr=None and makes its own rates.*relative_step=False"),
+        (relative, r"Adafactor sets its learning rates itself.*relative_step=False"),
         (WithoutOptimizer, "WithoutOptimizer has no optimizer"),
         (Lazy, r"head.weight of Lazy has no shape yet.*configure_model"),
     ],
