@@ -59,10 +59,12 @@ class Samples:
             mask: 1 at tokens and 0 at padding, shape (batch, token); None for samples without tokens.
 
         Raises:
-            CannotCacheError: If padding stands between tokens.
+            CannotCacheError: If padding stands between tokens, or a row is no sample's.
         """
         if mask is None:
             return cls(tuple(ids))
+        if len(mask) != len(ids):
+            raise CannotCacheError(f"the attention_mask has not one row a sample, but {len(mask)} for {len(ids)}")
         real = mask.detach().cpu() != 0
         left = bool((~real[:, 0]).any()) if real.shape[1] else False
         found = cls(tuple(ids), tuple(real.sum(1).tolist()), real.shape[1], left)
