@@ -71,7 +71,8 @@ def rebuild(trainer: Trainer) -> None:
     """Wrap the module again after a change of ``requires_grad``.
 
     DistributedDataParallel averages the gradients of those parameters that required one when it was made, and of no
-    others: a parameter thawed later would drift apart between ranks, silently.
+    others: a parameter thawed later would drift apart between ranks, silently. The weights, which are the same on all
+    ranks, are not sent again, which takes longer than all else; buffers are before each forward, as ever.
     """
     strategy: Any = trainer.strategy
     if not isinstance(strategy, DDPStrategy) or strategy.lightning_module is None:
@@ -80,7 +81,12 @@ def rebuild(trainer: Trainer) -> None:
     for kept in ("error_dict", "p_memory_dict", "q_memory_dict"):  # PowerSGD's, by buckets that are gone
         getattr(state, kept, {}).clear()
     strategy.model = None
-    strategy.model = strategy._setup_model(strategy.lightning_module)
+    given = strategy._ddp_kwargs
+    strategy._ddp_kwargs = given | {"init_sync": False}
+    try:
+        strategy.model = strategy._setup_model(strategy.lightning_module)
+    finally:
+        strategy._ddp_kwargs = given
     strategy._register_ddp_hooks()
 
 

@@ -31,7 +31,7 @@ from throughput import WARMUP_STEPS, measure_rounds, silence
 from torch import nn
 
 from lightning_ft import FineTuner, SequenceClassificationHead, TextClassificationData, TransformersBackbone
-from lightning_ft_callbacks import BlockMap, DiscriminativeLR, GradualUnfreezing
+from lightning_ft_callbacks import DiscriminativeLR, GradualUnfreezing
 
 UPPER_HALF = ["backbone.encoder.layer.[345]", "head"]
 SIZE, NUM_LAYERS = 2048, 12  # 50 million parameters
@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds with new models (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=50, help="steps a round (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, help="samples a step (default: %(default)s)")
+    parser.add_argument("--changes", action="store_true", help="measure changes of phase alone")
     parser.add_argument("--peak", choices=CONTENDERS, help="train this one alone, and print its peak memory [kB]")
     options = parser.parse_args()
     if options.peak:
@@ -53,6 +54,9 @@ def main() -> None:
         print(peak_memory())
         return
     console = Console(width=None if sys.stdout.isatty() else 120)
+    if options.changes:
+        console.print(phase_changes())
+        return
     with tempfile.TemporaryDirectory() as folder:
 
         def contenders(seed: int, steps: int) -> dict[str, Contender]:
@@ -162,59 +166,72 @@ class Layers(LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 
+PLAIN, KEEPING = "plain copy of all weights", "keeping the best, at a validation"
+UPPER = ["layers.[6-9]", "layers.1?"]
+# the change, what is trained before and after, and whether the best weights are restored
+CHANGES: dict[str, tuple[list[str], list[str], bool]] = {
+    "freezing the lower half": (["*"], UPPER, False),
+    "thawing the lower half": (UPPER, ["*"], False),
+    "thawing the lower half under DDP": (UPPER, ["*"], False),
+    "freezing, with restore_best": (["*"], UPPER, True),
+}
+GOALS = dict.fromkeys(CHANGES, "<= 0.3") | {"freezing, with restore_best": "<= 1.5"}
+
+
 def phase_changes(repeats: int = 9) -> Table:
     """Return the times of changes of phase beside plain copies of the same weights, interleaved."""
-    seconds: dict[str, list[float]] = {"plain copy": [], "change of phase": [], "with restore_best": []}
+    seconds: dict[str, list[float]] = {name: [] for name in (PLAIN, *CHANGES, KEEPING)}
     for _ in range(repeats):
-        for restore in (False, True):
-            change, copy = one_change(restore_best=restore)
-            seconds["with restore_best" if restore else "change of phase"].append(change)
-            seconds["plain copy"].append(copy)
+        for name in CHANGES:
+            for what, time in one_change(name).items():
+                seconds[what].append(time)
     table = Table("at 50M parameters", "median", "plain copies", "goal", title=f"{repeats} changes each")
-    copy = median(seconds["plain copy"])
-    goals = {"plain copy": "", "change of phase": "<= 0.3", "with restore_best": "<= 1.5"}
+    copy = median(seconds[PLAIN])
     for name, times in seconds.items():
-        table.add_row(name, f"{1000 * median(times):.1f} ms", f"{median(times) / copy:.2f}", goals[name])
+        table.add_row(name, f"{1000 * median(times):.1f} ms", f"{median(times) / copy:.2f}", GOALS.get(name, ""))
     return table
 
 
-def one_change(*, restore_best: bool) -> tuple[float, float]:
-    """Return the time of one change from all blocks to the upper half, and of a plain copy of all weights [s]."""
-    callback = GradualUnfreezing([{"train": ["*"], "steps": 1}, {"train": ["layers.[6-9]", "layers.1?"]}])
+def one_change(name: str) -> dict[str, float]:
+    """Return the time of one change of phase, and of what is beside it [s]."""
+    before, after, restore_best = CHANGES[name]
+    callback = GradualUnfreezing([{"train": before, "steps": 1}, {"train": after}])
     module = Layers()
     trainer = Trainer(
         max_steps=1,
         limit_train_batches=1,
         accelerator="cpu",
+        devices=1,
+        strategy="ddp" if name.endswith("DDP") else "auto",
         logger=False,
         callbacks=[callback],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    measured: list[float] = []
-    # between the last step and the end of the fit, when the first phase is over
-    module.on_train_end = lambda: measured.extend(change(trainer, module, callback, restore_best=restore_best))
+    measured: dict[str, float] = {}
+
+    def change() -> None:  # between the last step and the end of the fit, when the first phase is over
+        if restore_best:
+            assert callback._fit is not None
+            callback._fit.best.keep(callback.trained_blocks)  # makes room, once a phase
+            start = perf_counter()
+            callback._fit.best.keep(callback.trained_blocks)
+            measured[KEEPING] = perf_counter() - start
+        kept, into = deepcopy([p.detach() for p in module.parameters()]), [p.detach() for p in module.parameters()]
+        start = perf_counter()
+        for target, source in zip(into, kept, strict=True):
+            target.copy_(source)
+        copied = perf_counter()
+        callback.on_train_batch_start(trainer, module, None, 0)
+        measured[name] = perf_counter() - copied
+        measured[PLAIN] = copied - start
+        assert callback.phase == 1
+
+    module.on_train_end = change
     with silence():
         trainer.fit(module, torch.utils.data.DataLoader(torch.zeros(8, SIZE), batch_size=8))
-    return measured[0], measured[1]
-
-
-def change(trainer: Trainer, module: Layers, callback: GradualUnfreezing, *, restore_best: bool) -> tuple[float, float]:
-    """Return the times [s]."""
-    if restore_best:
-        assert callback._fit is not None
-        callback._fit.best.keep(callback.trained_blocks)
-    kept, into = deepcopy([p.detach() for p in module.parameters()]), [p.detach() for p in module.parameters()]
-    start = perf_counter()
-    for target, source in zip(into, kept, strict=True):
-        target.copy_(source)
-    copied = perf_counter()
-    callback.on_train_batch_start(trainer, module, None, 0)
-    changed = perf_counter()
-    assert callback.phase == 1
-    assert len(BlockMap.of(module)) == NUM_LAYERS
-    return changed - copied, copied - start
+    return measured
 
 
 if __name__ == "__main__":
