@@ -9,8 +9,9 @@ from torch import Tensor
 
 from lightning_ft_callbacks.caching.batch_inputs import mask_of
 from lightning_ft_callbacks.caching.capturing_pass import CapturingPass
+from lightning_ft_callbacks.caching.closeness import close, tolerance_of
 from lightning_ft_callbacks.caching.prefix_cut import PrefixCut
-from lightning_ft_callbacks.caching.prefix_watch import COARSE, TOLERANCE, Step
+from lightning_ft_callbacks.caching.prefix_watch import Step
 from lightning_ft_callbacks.caching.sample_shapes import CannotCacheError, Samples
 from lightning_ft_callbacks.caching.sample_store import SampleStore
 from lightning_ft_callbacks.caching.storage import Budget, Storage
@@ -40,7 +41,8 @@ def holds_the_same(store: SampleStore, cut: PrefixCut, step: Step, read: Read, n
         fresh = _stored(store, samples, [capturing.captured[place] for place in cut.crossings])
     except (CannotCacheError, KeyError, RuntimeError):  # another shape, or another way through the module
         return False
-    return all(map(_close, store.get(samples), fresh.get(samples)))
+    pairs = zip(store.get(samples), fresh.get(samples), strict=True)
+    return all(close(kept, now, tolerance_of([kept])) for kept, now in pairs)
 
 
 def _stored(like: SampleStore, samples: Samples, tensors: Sequence[Tensor]) -> SampleStore:
@@ -49,11 +51,3 @@ def _stored(like: SampleStore, samples: Samples, tensors: Sequence[Tensor]) -> S
     store = SampleStore(max(samples.ids) + 1, like.shapes, memory, dtype=like.dtype)
     store.put(samples, tensors)
     return store
-
-
-def _close(stored: Tensor, fresh: Tensor) -> bool:
-    if not stored.is_floating_point():
-        return stored.equal(fresh)
-    tolerance = TOLERANCE.get(stored.dtype, COARSE)
-    scale = stored.double().abs().amax().item() if stored.numel() else 0.0
-    return bool(((stored.double() - fresh.double()).abs() <= tolerance * scale).all())

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
 from lightning_ft_callbacks.caching import store_folder
+from lightning_ft_callbacks.caching.another_batch import another_batch
 from lightning_ft_callbacks.caching.augmented_views import whole_data
 from lightning_ft_callbacks.caching.kept_caches import digest, is_whole, num_held
 from lightning_ft_callbacks.caching.prefix_lines import lines_worth_keeping
-from lightning_ft_callbacks.caching.prefix_watch import another_batch
 from lightning_ft_callbacks.caching.sample_shapes import CannotCacheError, Samples, SampleShape
 from lightning_ft_callbacks.caching.sample_store import SampleStore
 from lightning_ft_callbacks.caching.storage import Budget, Storage, StorageFullError, free_memory

@@ -1,0 +1,48 @@
+"""What counts as the same value, computed twice in one precision."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_ft_callbacks.caching.trees import leaves_of
+
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
+COARSE = 2e-2  # of bf16 and fp16
+
+
+def tolerance_of(found: Sequence[Any], dtype: torch.dtype | None = None) -> float:
+    """Return the relative tolerance of the coarsest type among some tensors.
+
+    Args:
+        found: The tensors; what else there is does not matter.
+        dtype: One more type; None for no other.
+    """
+    kinds = {leaf.dtype for leaf in found if isinstance(leaf, Tensor) and leaf.is_floating_point()}
+    if dtype is not None:
+        kinds.add(dtype)
+    return max((TOLERANCE.get(kind, COARSE) for kind in kinds), default=0.0)
+
+
+def close(one: Any, other: Any, tolerance: float) -> bool:
+    """Tell whether all numbers of two structures are the same.
+
+    Args:
+        one: Tensors in any structure.
+        other: The same.
+        tolerance: The relative tolerance, of the largest number of a tensor for those near 0.
+    """
+    left, right = leaves_of(one), leaves_of(other)
+    return len(left) == len(right) and all(_close_leaf(a, b, tolerance) for a, b in zip(left, right, strict=True))
+
+
+def _close_leaf(one: Any, other: Any, tolerance: float) -> bool:
+    if not isinstance(one, Tensor) or not isinstance(other, Tensor):
+        return True
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    scale = one.abs().amax().item() if one.numel() else 0.0
+    return torch.allclose(one.double(), other.double(), rtol=tolerance, atol=tolerance * (scale or 1), equal_nan=True)
