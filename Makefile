@@ -26,15 +26,17 @@ check: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
-benchmarks: $(INSTALLED)
+benchmarks: $(CONFORMANCE)/installed
 	$(BIN)/python tests/benchmarks/throughput.py
 	$(BIN)/python tests/benchmarks/sentiment.py
 	$(BIN)/python tests/benchmarks/unfreezing_speed.py
-	$(BIN)/python tests/benchmarks/unfreezing.py
+	$(CONFORMANCE)/bin/python tests/benchmarks/unfreezing.py
 	$(BIN)/python tests/benchmarks/plan_memory.py
 	$(BIN)/python tests/benchmarks/packing.py
 	$(BIN)/python tests/benchmarks/task_speed.py
 	$(BIN)/python tests/benchmarks/baselines.py
+	$(BIN)/python tests/benchmarks/lr_finder_cost.py
+	$(BIN)/python tests/benchmarks/lr_regret.py
 
 # Other tools stay out of the environment that the tests run in; what both need is seen, not installed twice.
 conformance: $(CONFORMANCE)/installed
