@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import isfinite, log
+from math import log
 from typing import Any, Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_ft_callbacks.base_rates import check_rates, scale_base
 from lightning_ft_callbacks.block_callback import BlockCallback, at_full_rates, reference_rate
+from lightning_ft_callbacks.given_values import check_count, check_number, check_switch
 from lightning_ft_callbacks.lr_curve import LRCurve, check_method
 from lightning_ft_callbacks.range_test.driven_blocks import driven_blocks
 from lightning_ft_callbacks.range_test.lr_report import LRReport, progress
@@ -53,9 +54,8 @@ class LRFinder(Callback):
         factor: That over the rate before, which it was for the whole schedule; None where the curve says nothing.
 
     Raises:
-        TypeError: If a number is none.
-        ValueError: If the range is none, or the suggestion is unknown; and at the start of ``fit`` if there is no
-            training data, an optimizer has no ``lr``, or the first loss is NaN already.
+        ValueError: If a number is none, the range is none, or the suggestion is unknown; and at the start of ``fit``
+            if there is no training data, an optimizer has no ``lr``, or the first loss is NaN already.
 
     Source: Smith 2017, arXiv:1506.01186, section 3.3.
     """
@@ -73,21 +73,15 @@ class LRFinder(Callback):
         trial_steps: int = 30,
     ) -> None:
         for name, value in (("min_lr", min_lr), ("max_lr", max_lr)):
-            if not isinstance(value, int | float):
-                raise TypeError(f"expected {name} to be a number, but got {value!r}")
-            if not (value > 0 and isfinite(value)):
-                raise ValueError(f"expected {name} to be positive and finite, but got {value}")
+            check_number(name, value, above=0)
         if not min_lr < max_lr:
             raise ValueError(f"expected min_lr to be below max_lr, but got {min_lr} and {max_lr}")
-        for name, number in (("num_steps", num_steps), ("trial_steps", trial_steps)):
-            if not isinstance(number, int):
-                raise TypeError(f"expected {name} to be a whole number, but got {number!r}")
-        if num_steps < 2:
-            raise ValueError(f"expected num_steps to be at least 2, but got {num_steps}")
+        check_count("num_steps", num_steps, at_least=2)
+        check_count("trial_steps", trial_steps)
+        for name, switch in (("each_phase", each_phase), ("apply", apply)):
+            check_switch(name, switch)
         if spacing not in ("exponential", "linear"):
             raise ValueError(f"expected spacing to be 'exponential' or 'linear', but got {spacing!r}")
-        if trial_steps < 0:
-            raise ValueError(f"expected trial_steps to be at least 0, but got {trial_steps}")
         check_method(suggestion)
         self.min_lr = min_lr
         self.max_lr = max_lr
