@@ -212,14 +212,17 @@ def at_full_rates(trainer: Trainer) -> Iterator[None]:
 
 
 def reference_rate(trainer: Trainer) -> float:
-    """Return the highest rate of all blocks and groups at the schedule's peak, which that of scale 1 has.
+    """Return the rate of a block of scale 1 at the schedule's peak, in the group with the highest; else the highest.
+
+    Where no block is of scale 1, because blocks have rates and not scales, it is the highest rate of all blocks.
 
     Raises:
         ValueError: If it is 0, so that no factor changes it, or an optimizer sets its rates itself.
     """
     check_has_rates(trainer.optimizers, "LRFinder")
     callbacks = _all(trainer)
-    rates = (callbacks[0].peak_rates(trainer) if callbacks else group_peaks(trainer)).values()
+    by_rate = any(getattr(callback, "high", None) is not None for callback in callbacks)
+    rates = (callbacks[0].peak_rates(trainer) if by_rate else group_peaks(trainer)).values()
     highest = max(rates, default=0.0)
     if not highest > 0:
         raise ValueError("the learning rate of all parameter groups is 0, and no factor changes that; give any other")

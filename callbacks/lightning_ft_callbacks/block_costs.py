@@ -184,7 +184,7 @@ def costs_of_fit(trainer: Trainer, module: LightningModule, block_map: BlockMap)
     try:
         with isolate_rng(), _without_loggers(trainer):
             trainer.fit_loop.setup_data()
-            batch = trainer.strategy.batch_to_device(_some_batch(trainer.train_dataloader))
+            batch = _batch_of_fit(trainer, module)
             copy: Any = _copy(module, trainer)
             named = BlockMap(copy, block_map)
             return count_costs(named, lambda: copy.training_step(batch, 0), _num_samples(trainer.train_dataloader))
@@ -196,6 +196,19 @@ def _held(module: nn.Module, kind: type[Held]) -> list[Held]:
     """Return what a module and those in it hold of a kind, alone or in lists and dicts, once each."""
     leaves = tree_leaves([list(vars(part).values()) for part in module.modules()])
     return list({id(leaf): leaf for leaf in leaves if isinstance(leaf, kind)}.values())
+
+
+def _batch_of_fit(trainer: Trainer, module: LightningModule) -> Any:
+    """Return some samples as a step gets them; data, and hooks on the way, may draw numbers of their own.
+
+    Raises:
+        TypeError: If the loader is no DataLoader over samples with numbers.
+    """
+    found = PlainState((trainer.train_dataloader, module, getattr(trainer, "datamodule", None)))
+    try:
+        return trainer.strategy.batch_to_device(_some_batch(trainer.train_dataloader))
+    finally:
+        found.restore()
 
 
 def _some_batch(loader: Any) -> Any:
@@ -211,12 +224,8 @@ def _some_batch(loader: Any) -> Any:
         return loader.dataset[0]
     dataset: Any = loader.dataset
     numbers = list(range(min(size, len(dataset))))
-    found = PlainState(dataset)  # which may draw numbers of its own
-    try:
-        samples = dataset.__getitems__(numbers) if hasattr(dataset, "__getitems__") else [dataset[n] for n in numbers]
-        return loader.collate_fn(samples)
-    finally:
-        found.restore()
+    samples = dataset.__getitems__(numbers) if hasattr(dataset, "__getitems__") else [dataset[n] for n in numbers]
+    return loader.collate_fn(samples)
 
 
 @contextmanager

@@ -234,8 +234,9 @@ class GradualUnfreezing(BlockCallback):
         self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave flags and modes as they were found."""
+        """Leave flags and modes as they were found, and forget a checkpoint that was not resumed from."""
         super().on_exception(trainer, pl_module, exception)
+        self._restored = None
         self._release()
 
     def state_dict(self) -> dict[str, Any]:

@@ -161,6 +161,10 @@ class LRFinder(Callback):
         """Wait for the next fit."""
         self._trains = False
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        """Forget a checkpoint that was not resumed from."""
+        self._restored = False
+
     def state_dict(self) -> dict[str, Any]:
         """Return what was found."""
         if not self._tested:

@@ -33,6 +33,12 @@ def check_scalable(optimizers: Sequence[Optimizer], what: str) -> None:
     """
     if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
         raise ValueError("LBFGS takes a single parameter group, so its blocks cannot have rates of their own")
+    for optimizer in optimizers:
+        if any(found.__name__ == "Prodigy" for found in type(optimizer).__mro__):
+            raise ValueError(
+                f"{type(optimizer).__name__} takes one learning rate for all groups, so {what} cannot give each "
+                "block its own"
+            )
     check_has_rates(optimizers, what)
 
 

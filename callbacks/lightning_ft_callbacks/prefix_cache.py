@@ -89,7 +89,7 @@ class FrozenPrefixCache(BlockCallback):
         """Have the fit's loaders tell their samples, from the first one on."""
         if stage != "fit":
             return
-        hooks = ("on_before_batch_transfer", "on_after_batch_transfer")
+        hooks = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
         owners = [owner for owner in (pl_module, getattr(trainer, "datamodule", None)) if owner is not None]
         changed = any(is_overridden(hook, owner) for hook in hooks for owner in owners)
         unread = bool(getattr(pl_module, "prefix_inputs", ())) and not changed
@@ -110,7 +110,7 @@ class FrozenPrefixCache(BlockCallback):
         """Find the blocks, and a place for files.
 
         Raises:
-            ValueError: If the strategy shards the module, or it is compiled.
+            ValueError: If the strategy shards the module, or it is compiled or scripted.
         """
         super().on_fit_start(trainer, pl_module)
         assert self.block_map is not None
@@ -121,6 +121,8 @@ class FrozenPrefixCache(BlockCallback):
                 "FrozenPrefixCache does not work with torch.compile, which would compile anew without the frozen "
                 "blocks; set compile: false"
             )
+        if any(isinstance(part, torch.jit.ScriptModule) for part in pl_module.modules()):
+            raise ValueError("FrozenPrefixCache does not work with TorchScript, whose modules nobody can look into")
         run_folder = trainer.log_dir if trainer.loggers else None  # asked on all ranks, because it is broadcast
         token = trainer.strategy.broadcast(uuid4().hex[:12])
         of_run = Path(run_folder) / FOLDER if run_folder else Path(gettempdir())

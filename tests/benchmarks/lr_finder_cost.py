@@ -58,9 +58,9 @@ class Timed(Callback):
     def _keep(self, trainer: Trainer, module: LightningModule) -> None:
         with Copies() as copies:
             state = TrainingState(trainer, module)
+        state.restore()  # which puts this callback's attributes back too
         tensors = [*module.parameters(), *(v for s in trainer.optimizers[0].state.values() for v in s.values())]
         self.kept = copies.num_bytes / sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-        state.restore()
 
 
 class Copies(TorchDispatchMode):

@@ -1,6 +1,7 @@
 """Foreign modules around small pretrained networks, and what a cache of their frozen prefix must not change."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_ft_callbacks import BlockMap, GradualUnfreezing
+from lightning_ft_callbacks.caching.prefix_part import PrefixPart
 
 WIDTH = 32
 SMALL = {"hidden_size": WIDTH, "num_attention_heads": 2, "intermediate_size": 64}
@@ -142,13 +144,36 @@ class Foreign(LightningModule):
 
 @dataclass
 class Run(Callback):
-    """What a fit did: its losses, and how often its lowest module ran in each epoch."""
+    """What a fit did: its losses, and how often its lowest module ran in each epoch.
+
+    Not among ``calls`` are those that make sure once an epoch that a few samples still give what is kept: ``looks``.
+    """
 
     losses: list[float] = field(default_factory=list)
     val: list[float] = field(default_factory=list)
     calls: list[int] = field(default_factory=list)
     weights: dict[str, Tensor] = field(default_factory=dict)
     count: int = 0
+    looks: int = 0
+
+    @contextmanager
+    def looks_apart(self) -> Iterator[None]:
+        """Count apart what a cache looks at once more."""
+        real = PrefixPart.gives_the_same
+
+        def looking(*args: Any, **kwargs: Any) -> bool:
+            before = self.count
+            try:
+                return real(*args, **kwargs)
+            finally:
+                self.looks += self.count - before
+                self.count = before
+
+        PrefixPart.gives_the_same = looking  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            PrefixPart.gives_the_same = real  # type: ignore[method-assign]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         self.count = 0
@@ -202,7 +227,8 @@ def fit(
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    trainer.fit(module, *(loaders or module.loaders()), ckpt_path=ckpt_path)
+    with run.looks_apart():
+        trainer.fit(module, *(loaders or module.loaders()), ckpt_path=ckpt_path)
     run.weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     return run
 

@@ -1,5 +1,6 @@
 """Some samples of a batch, as another batch has them: with other neighbours and other padding."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,13 +41,32 @@ def another_batch(batch: Any, samples: Samples) -> tuple[Any, Samples]:
         more = torch.zeros_like(part[:, :1])
         return torch.cat([more, part] if samples.left else [part, more], 1)
 
-    fewer = replace(
+    return map_leaves(recompose, batch), _rows_of(samples, rows, wanted)
+
+
+def other_neighbours(batch: Any, samples: Samples) -> tuple[Any, Samples]:
+    """Return as many samples of a batch in other rows, one of them twice and one not at all.
+
+    Args:
+        batch: The batch.
+        samples: Its samples.
+    """
+    count = len(samples.ids)
+    rows = [*range(1, count), min(1, count - 1)]
+
+    def recompose(part: Any) -> Any:
+        return part[rows] if isinstance(part, Tensor) and part.ndim > 0 and len(part) == count else part
+
+    return map_leaves(recompose, batch), _rows_of(samples, rows, samples.num_tokens)
+
+
+def _rows_of(samples: Samples, rows: Sequence[int], num_tokens: int | None) -> Samples:
+    return replace(
         samples,
         ids=tuple(samples.ids[row] for row in rows),
-        lengths=lengths and tuple(lengths[row] for row in rows),
-        num_tokens=wanted,
+        lengths=samples.lengths and tuple(samples.lengths[row] for row in rows),
+        num_tokens=num_tokens,
     )
-    return map_leaves(recompose, batch), fewer
 
 
 def without_padding(tensor: Tensor, shape: SampleShape, samples: Samples) -> Tensor:

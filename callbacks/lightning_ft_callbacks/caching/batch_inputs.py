@@ -1,6 +1,6 @@
 """BatchInputs: what a step reads of a batch beside the frozen prefix, kept so that batches can be made without data."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -82,6 +82,10 @@ class BatchInputs:
         for name, shape in zip(self._names, self._shapes, strict=True):
             same.check(name, batch[name], shape, samples)
 
+    def taken(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return a batch as it is now, whatever a step does with it."""
+        return {name: part.clone() if name in self._names else part for name, part in batch.items()}
+
     def put(self, batch: Mapping[str, Tensor], samples: Samples) -> None:
         """Keep the samples of a batch.
 
@@ -157,12 +161,27 @@ def _fitted(tensor: Tensor, shape: SampleShape, samples: Samples) -> Tensor:
 
 
 def mask_of(batch: Any) -> Tensor | None:
-    """Return a batch's ``attention_mask``, shape (batch, token), from the mapping that it is or holds; else None."""
+    """Return a batch's ``attention_mask``, shape (batch, token), from the mapping that it is or holds; else None.
+
+    Raises:
+        CannotCacheError: If there are several that say different things, so that samples have several lengths.
+    """
+    masks = list(_masks(batch))
+    if any(not masks[0].equal(mask) for mask in masks[1:]):
+        raise CannotCacheError(
+            "a batch has several attention masks that differ, so a sample has several lengths; give its texts in one"
+        )
+    return masks[0] if masks else None
+
+
+def _masks(batch: Any) -> Iterator[Tensor]:
+    """Yield the masks of a batch, and of the parts that it holds; of ``attention_mask_b`` and the like too."""
     if isinstance(batch, Mapping):
-        mask = batch.get(MASK)
-        if isinstance(mask, Tensor) and mask.ndim == 2:
-            return mask
+        masks = {name: part for name, part in batch.items() if isinstance(part, Tensor) and part.ndim == 2}
+        yield from (masks[name] for name in masks if name == MASK)
+        if MASK in masks:
+            yield from (masks[name] for name in masks if str(name).startswith(f"{MASK}_"))
         batch = list(batch.values())
     if isinstance(batch, list | tuple):
-        return next((mask for part in batch if (mask := mask_of(part)) is not None), None)
-    return None
+        for part in batch:
+            yield from _masks(part)

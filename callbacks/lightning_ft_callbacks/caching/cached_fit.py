@@ -21,7 +21,7 @@ from lightning_ft_callbacks.caching.storage import StorageFullError
 from lightning_ft_callbacks.caching.store_folder import StoreFolder
 from lightning_ft_callbacks.caching.watched_step import WatchedStep
 
-STEPS = ("training_step", "validation_step")
+STEPS = {"train": "training_step", "val": "validation_step"}
 NAMES = {"train": "training", "val": "validation"}
 Place = tuple[str, int]  # "train" or "val", and the number of the loader
 Fingerprint = Callable[[Any, int, PrefixCut], str | None]
@@ -64,9 +64,7 @@ class CachedFit:
         self._parts: dict[Place, PrefixPart | None] = {}
         self._frontier = 0
         self._step: _Step | None = None
-        self._own_steps = {name: module.__dict__.get(name) for name in STEPS}
-        for name in STEPS:
-            module.__dict__[name] = self._postponing(getattr(module, name))
+        self._own_step: tuple[str, Any] | None = None
 
     @property
     def frontier(self) -> int:
@@ -107,10 +105,12 @@ class CachedFit:
         Raises:
             ValueError: If nothing can be kept in the first phase, with what to change.
         """
+        self._leave()  # a step that the module has passed over
         if (part := self._known_part(place)) is not None:
             ids, unread = part.loader.handed_out.popleft()
             self._step = _Step(part, place, batch, batch_idx, ids, unread)
             self._serve(self._step)
+            self._take_over(STEPS[place[0]])
 
     def change_phase(self) -> None:
         """Look again where the step that was begun can begin, now that other blocks are trained."""
@@ -121,6 +121,7 @@ class CachedFit:
     def end(self) -> None:
         """End the step, and keep what it brought."""
         step, self._step = self._step, None
+        self._give_back()
         if step is None:
             return
         try:
@@ -133,15 +134,31 @@ class CachedFit:
 
     def close(self) -> None:
         """Let go of everything, and remove files that are not to be kept."""
-        self._step = None
-        for name, own in self._own_steps.items():
-            self._module.__dict__.pop(name, None)
-            if own is not None:
-                self._module.__dict__[name] = own
+        self._leave()
         for part in self._parts.values():
             if part is not None:
                 part.close()
         self._folder.remove()
+
+    def _leave(self) -> None:
+        """Leave a step that was begun, whether or not it ran."""
+        if self._step is not None:
+            self._step.part.stop()
+            self._step = None
+        self._give_back()
+
+    def _take_over(self, name: str) -> None:
+        """Have the module's step postpone the frozen blocks; for this one alone, because a module may be copied."""
+        self._own_step = name, self._module.__dict__.get(name)
+        self._module.__dict__[name] = self._postponing(getattr(self._module, name))
+
+    def _give_back(self) -> None:
+        if self._own_step is not None:
+            name, own = self._own_step
+            self._module.__dict__.pop(name, None)
+            if own is not None:
+                self._module.__dict__[name] = own
+        self._own_step = None
 
     def _postponing(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """Return a module's step that postpones the frozen blocks while it runs on the batch that was begun."""
@@ -168,6 +185,8 @@ class CachedFit:
             if block not in part.considered:
                 part.considered.add(block)
                 self._learn(step, frontier)
+            else:
+                self._look_again(step, frontier)
             part.begin(step.batch, step.ids, frontier, self._module.device, unread=step.unread)
         except CannotCacheError as error:
             part.close()
@@ -188,17 +207,16 @@ class CachedFit:
             if is_train and not self._module.automatic_optimization:
                 raise CannotCacheError("under manual optimization a step cannot be tried; use automatic optimization")
             part.check_data(step.ids)
-            loaders = len(self._loaders(step.place[0]).flattened)
-            watched = WatchedStep(
-                self._trainer, self._module, step.batch_idx, None if is_train else (step.place[1], loaders)
-            )
             samples = Samples.of_mask(part.numbers(step.ids), mask_of(step.batch))
             room = self._folder.budget.max_bytes - self._folder.budget.used
             fingerprint = partial(self._fingerprint, part.whole, part.loader.views)
             move = partial(self._moved, step.place)
-            chosen = part.learn(watched, step.batch, samples, blocks, room, fingerprint, move)
+            chosen = part.learn(self._watched(step), step.batch, samples, blocks, room, fingerprint, move)
         except (CannotCacheError, StorageFullError) as found:
             error = found
+        except Exception as found:  # a foreign step may do what it cannot do without gradients
+            error = CannotCacheError(f"a trial of the step, without gradients, raised {type(found).__name__}: {found}")
+            error.__cause__ = found
         # decided by all ranks together, so that none tries alone a step that waits for the others
         decide = self._trainer.strategy.reduce_boolean_decision
         if not decide(error is None, all=True):
@@ -221,6 +239,37 @@ class CachedFit:
                     f"FrozenPrefixCache: below {block}, {num_running} calls of frozen modules go on running in each "
                     f"{part.name} step: after a trained block has run, or what they give cannot be kept"
                 )
+
+    def _look_again(self, step: "_Step", frontier: int) -> None:
+        """Make sure once an epoch that the prefix still gives what is kept, and once that padding is not read.
+
+        Raises:
+            CannotCacheError: If it does not, or is, with what to change.
+        """
+        part, device = step.part, self._module.device
+        # decided by all ranks together, so that none runs alone a step that waits for the others
+        decide = self._trainer.strategy.reduce_boolean_decision
+        if step.batch_idx == 0:
+            part.asks = decide(bool(part.unproven), all=False)
+            if decide(part.can_serve(step.ids, frontier), all=True):
+                move = partial(self._moved, step.place)
+                reason: CannotCacheError | None = None
+                try:
+                    same = part.gives_the_same(self._watched(step), step.ids, frontier, move)
+                except CannotCacheError as error:
+                    same, reason = False, error
+                if not decide(same, all=True):
+                    raise reason or CannotCacheError(
+                        "what the frozen blocks give of a sample is no longer what was kept of it, although their "
+                        "weights are the same: random augmentation, or something else that changes from epoch to epoch"
+                    )
+        if part.asks and decide(part.is_unproven(step.batch, step.ids, frontier), all=False):
+            part.prove(self._watched(step), step.batch, step.ids, frontier, device)
+
+    def _watched(self, step: "_Step") -> WatchedStep:
+        kind, number = step.place
+        loaders = len(self._loaders(kind).flattened)
+        return WatchedStep(self._trainer, self._module, step.batch_idx, None if kind == "train" else (number, loaders))
 
     def _refuse(self, step: "_Step", block: str, reason: str) -> None:
         """Say why nothing is kept: an error before the first step, a notice later and for validation."""
@@ -276,8 +325,8 @@ class CachedFit:
         name = NAMES[kind] + (f" {number}" if number else "")
         self._parts[place] = None
         reason = why_not_identified(loaders.flattened[number])
-        if kind == "train" and len(loaders.flattened) > 1:
-            reason = "there are several training loaders; give one"
+        if len(loaders.flattened) > 1 and (kind == "train" or loaders._mode != "sequential"):
+            reason = f"there are several {NAMES[kind]} loaders; give one"
         if reason is not None or identified is None:
             if kind == "train" and self._trainer.global_step == 0:
                 raise ValueError(f"FrozenPrefixCache: {reason}")

@@ -79,9 +79,10 @@ class CapturingPass(PrefixPass):
         if not self.listens:
             return
         call = self.next_call()
-        known_as = self.cut.placeholders.setdefault(call, Placeholder(module, output, self.samples))
         try:
-            known_as.see(module, output, self.samples)
+            if call not in self.cut.placeholders:
+                self.cut.placeholders[call] = Placeholder(module, output, self.samples)
+            self.cut.placeholders[call].see(module, output, self.samples)
         except CannotCacheError as error:
             self.refusal = error
         self.after_lower(call, flatten(output)[0])

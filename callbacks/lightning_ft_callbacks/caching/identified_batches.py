@@ -209,12 +209,22 @@ class _Drawing:
 
     def _noted(self) -> Iterator[Any]:
         for drawn in self._sampler:
-            self._drawn.append(tuple(int(number) for number in drawn))
+            self._drawn.append(_numbers(drawn))
             yield drawn
 
     def _passed_on(self, drawn: Any) -> Any:
-        ids = tuple(int(number) for number in drawn)
+        ids = _numbers(drawn)
         return KNOWN if self._source is not None and self._source.has(self._batches, ids) else drawn
+
+
+def _numbers(drawn: Any) -> tuple[int, ...]:
+    """Return the numbers of a batch's samples, as a sampler draws them."""
+    try:
+        return tuple(int(number) for number in drawn)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"FrozenPrefixCache: the sampler draws {drawn!r}, which are no numbers of samples; let it draw numbers"
+        ) from None
 
 
 class _PassingData:

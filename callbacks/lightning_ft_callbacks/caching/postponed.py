@@ -16,6 +16,7 @@ from lightning_ft_callbacks.caching.trees import map_leaves
 Postponements = list["ref[Postponed]"]
 # what depends on values that are there, or draws random numbers at its turn
 AT_ONCE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded}
+RESHAPES = {torch.ops.aten.resize_, torch.ops.aten.resize_as_, torch.ops.aten.set_}
 MAX_SHAPES = 4096
 SHAPES: dict[Any, Any] = {}  # what operations give on the device ``meta``, by operation and arguments' shapes
 # what looks at memory without an operation that could be postponed
@@ -24,6 +25,9 @@ READS_MEMORY = {
     Tensor.tolist,
     Tensor.data_ptr,
     Tensor.untyped_storage,
+    Tensor.storage,
+    Tensor._typed_storage,
+    Tensor.__dlpack__,
     Tensor.__array__,
     Tensor.__format__,
     Tensor.__repr__,
@@ -105,6 +109,10 @@ class Postponed(Tensor):
             if list_of is not None:
                 list_of.append(ref(self))
         return self
+
+    def again(self) -> "Postponed":
+        """Return the same once more, so that what is written into one is not in the other."""
+        return Postponed(self.like, self.device, self.promise, self.number, self.notes)
 
     def known(self) -> Tensor:
         """Return it as a tensor of torch's own.
@@ -220,10 +228,16 @@ class _Operation:
 
     def write(self) -> Any:
         """Do an operation in place: on a tensor that nothing else shares by a promise of what it will then be."""
+        if torch.Tag.inplace_view in self._func.tags or self._func.overloadpacket in RESHAPES:
+            raise CannotCacheError(
+                f"{self._func} changes the shape of a tensor in place, which was not computed yet; use one that gives "
+                "another tensor"
+            )
         target = self._leaves[0]
-        written = [part for part in self._func._schema.arguments if part.alias_info is not None]
-        alone = isinstance(target, Postponed) and len(alive(target.aliases)) == 1 and len(written) == 1
-        if not alone or torch.Tag.inplace_view in self._func.tags:
+        arguments = self._func._schema.arguments
+        written = [part for part in arguments if part.alias_info is not None and part.alias_info.is_write]
+        first_alone = written == arguments[:1] and isinstance(tree_unflatten(self._leaves, self._spec)[0][0], Tensor)
+        if not (first_alone and isinstance(target, Postponed) and len(alive(target.aliases)) == 1):
             for tensor in alive([*(self._notes or []), *(one for late in self._late for one in late.aliases)]):
                 tensor.known()
             found = self._at_once()

@@ -11,10 +11,11 @@ from torch.utils._pytree import tree_unflatten
 from lightning_ft_callbacks.blocks import BlockMap
 from lightning_ft_callbacks.caching.prefix_guard import PrefixModules
 from lightning_ft_callbacks.caching.sample_shapes import CannotCacheError, Samples, SampleShape
-from lightning_ft_callbacks.caching.trees import flatten
+from lightning_ft_callbacks.caching.trees import flatten, is_cache
 
 # the number of a lower module's call in a step, and that of a leaf of its output or its arguments
 Leaf = tuple[int, int]
+TOLD = int | float | str | None | torch.Size | torch.dtype | torch.device  # what an output may hold beside tensors
 
 
 class PrefixCut:
@@ -128,11 +129,19 @@ class Placeholder:
         module: The module.
         output: An output that was seen.
         samples: Its samples.
+
+    Raises:
+        CannotCacheError: If it holds something of which nobody knows what it depends on.
     """
 
     def __init__(self, module: nn.Module, output: Any, samples: Samples) -> None:
         self.module = module
         leaves, self._spec = flatten(output)
+        if strange := [leaf for leaf in leaves if not (isinstance(leaf, Tensor | TOLD) or is_cache(leaf))]:
+            raise CannotCacheError(
+                f"the output of {type(module).__name__} holds a {type(strange[0]).__name__}, of which nobody knows "
+                "what it depends on; give tensors, in tuples, lists or dictionaries"
+            )
         self._leaves = [SampleShape(leaf, samples) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
     def see(self, module: nn.Module, output: Any, samples: Samples) -> None:
@@ -150,6 +159,8 @@ class Placeholder:
         for shape, leaf in zip(self._leaves, leaves, strict=True):
             if isinstance(shape, SampleShape) and isinstance(leaf, Tensor):
                 shape.see(leaf, samples, what)
+            elif isinstance(shape, SampleShape) or isinstance(leaf, Tensor) or not (shape == leaf or is_cache(leaf)):
+                raise CannotCacheError(f"{what} holds {leaf!r} instead of {shape!r}; give numbers as tensors")
 
     def output(self, make: Callable[[int, SampleShape], Tensor]) -> Any:
         """Return an output.

@@ -57,7 +57,7 @@ class PrefixWeights:
 
 
 class PrefixModules:
-    """Notices when somebody replaces modules or changes hooks below a line.
+    """Notices when somebody replaces modules, or what they do, or changes hooks below a line.
 
     Args:
         roots: The lower modules.
@@ -69,7 +69,7 @@ class PrefixModules:
         self._num_hooks, self._children = self._now()
 
     def replaced(self) -> bool:
-        """Tell whether a module has been replaced."""
+        """Tell whether a module has been replaced, or its ``forward``."""
         return self._now()[1] != self._children
 
     def hooked(self) -> bool:
@@ -78,8 +78,9 @@ class PrefixModules:
         return before != self._num_hooks
 
     def _now(self) -> tuple[int, int]:
-        children = (part._modules.values() for part in self._parts)
-        return sum(map(len, self._hooks)), hash(tuple(map(id, chain.from_iterable(children))))
+        children = chain.from_iterable(part._modules.values() for part in self._parts)
+        own = (part.__dict__.get("forward") for part in self._parts)
+        return sum(map(len, self._hooks)), hash(tuple(map(id, chain(children, own))))
 
 
 def _places(block_map: BlockMap, name: str) -> Iterator[tuple[Mapping[str, Any], str]]:

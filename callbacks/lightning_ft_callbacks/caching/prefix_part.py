@@ -11,6 +11,7 @@ from lightning_ft_callbacks.blocks import BlockMap
 from lightning_ft_callbacks.caching.augmented_views import same_data, whole_data
 from lightning_ft_callbacks.caching.batch_inputs import BatchInputs, mask_of
 from lightning_ft_callbacks.caching.capturing_pass import CapturingPass
+from lightning_ft_callbacks.caching.closeness import close, tolerance_of
 from lightning_ft_callbacks.caching.identified_batches import IdentifiedBatches
 from lightning_ft_callbacks.caching.prefix_cut import PrefixCut
 from lightning_ft_callbacks.caching.prefix_passes import PrefixPass, run
@@ -22,6 +23,9 @@ from lightning_ft_callbacks.caching.same_values import holds_the_same
 from lightning_ft_callbacks.caching.sample_shapes import CannotCacheError, Samples
 from lightning_ft_callbacks.caching.sample_store import SampleStore
 from lightning_ft_callbacks.caching.store_folder import StoreFolder
+from lightning_ft_callbacks.caching.trees import leaves_of
+
+FEW = 4  # samples of an epoch whose prefix is run once more
 
 
 class PrefixPart:
@@ -38,6 +42,8 @@ class PrefixPart:
     Attributes:
         considered: Lowest trained blocks for which it was decided whether to keep anything.
         refusals: Why nothing is kept below a block.
+        unproven: Lines that were learnt on a batch without padding, so that nobody knows whether it would be read.
+        asks: Whether any process has such a line.
     """
 
     def __init__(
@@ -60,6 +66,8 @@ class PrefixPart:
         self._lengths = len(dataset), len(self.whole)
         self.considered: set[str] = set()
         self.refusals: dict[str, str] = {}
+        self.unproven: set[str] = set()
+        self.asks = True
         self.full = False
         self._order = {block: position for position, block in enumerate(block_map.names)}
         self._block_map = block_map
@@ -72,6 +80,7 @@ class PrefixPart:
         self._num_inputs = 0
         self._passes: list[PrefixPass] = []
         self._step: tuple[Any, Samples] | None = None
+        self._num_compared: dict[str, int] = {}
         self._same = SameSamples()
         self._read_ahead = ReadAhead()
 
@@ -135,13 +144,7 @@ class PrefixPart:
             if chosen and num_bytes > room:
                 continue
             room -= num_bytes
-            proven = partial(
-                holds_the_same,
-                cut=cut,
-                step=step,
-                read=lambda numbers: move(self.loader.read_whole(numbers)),
-                num_samples=len(samples.ids),
-            )
+            proven = partial(_still_true, self.loader, cut, step, move, len(samples.ids))
             self._cuts[block] = cut
             self._stores[block] = self._folder.store(
                 f"{self.name}-{self._order[block]}",
@@ -152,9 +155,67 @@ class PrefixPart:
                 fingerprint(cut),
                 proven,
             )
+            self._num_compared[block] = FEW if watch.takes_fewer else len(samples.ids)
+            if not _is_padded(samples):
+                self.unproven.add(block)
             chosen.append((block, num_bytes))
         self._inputs = unread
         return chosen
+
+    def gives_the_same(self, step: Step, ids: Sequence[int], frontier: int, move: Callable[[Any], Any]) -> bool:
+        """Run the prefix of a few samples once more, and tell whether it still gives what is kept of them.
+
+        Args:
+            step: Runs the module's step on a batch without a trace.
+            ids: Samples whose prefix is kept; the first of them are compared.
+            frontier: The position of the lowest trained block.
+            move: Makes of a batch that was read what the step gets.
+
+        Raises:
+            CannotCacheError: If somebody has replaced a module, or given one a hook.
+        """
+        block = self._serving(self.numbers(ids), frontier)
+        assert block is not None
+        self._cuts[block].check_again()
+        few = list(ids)[: self._num_compared[block]]
+        read = lambda: move(self.loader.read(few))  # noqa: E731
+        return holds_the_same(self._stores[block], self._cuts[block], step, read, self.numbers(few))
+
+    def is_unproven(self, batch: Any, ids: Sequence[int], frontier: int) -> bool:
+        """Tell whether a batch is padded that will be served from a line that was learnt where nothing was padded."""
+        block = self._serving(self.numbers(ids), frontier)
+        try:
+            return block in self.unproven and _is_padded(Samples.of_mask(ids, mask_of(batch)))
+        except CannotCacheError:  # which ``begin`` will say
+            return False
+
+    def prove(self, step: Step, batch: Any, ids: Sequence[int], frontier: int, device: torch.device) -> None:
+        """Run a step from what is kept, and compare it with a whole one.
+
+        Args:
+            step: Runs the module's step on a batch without a trace.
+            batch: The batch.
+            ids: Its samples.
+            frontier: The position of the lowest trained block.
+            device: The module's device.
+
+        Raises:
+            CannotCacheError: If it does something else.
+        """
+        truth = step(batch, [])
+        numbers = self.numbers(ids)
+        if (block := self._serving(numbers, frontier)) is None:
+            step(batch, [])  # as other processes do, for which it may wait
+            return
+        samples = Samples.of_mask(numbers, mask_of(batch))
+        kept = [tensor.to(device) for tensor in self._stores[block].get(samples)]
+        found = step(batch, [ReplayingPass(self._cuts[block], samples, kept)])
+        if not close(truth, found, tolerance_of([*leaves_of(truth), *kept], self._dtype)):
+            raise CannotCacheError(
+                f"with what is kept below {block} the step does something else where texts are padded: it reads what "
+                "stands at padding, where zeros come back; leave that out by the attention_mask"
+            )
+        self.unproven.discard(block)
 
     def num_running(self, block: str) -> int:
         """Return how many calls of modules below a block run in each step all the same."""
@@ -211,7 +272,7 @@ class PrefixPart:
                 self._passes.append(CapturingPass(self._cuts[block], samples, self._same))
         if self._inputs is not None and not unread:
             self._inputs.check(batch, samples, self._same)
-        self._step = batch, samples
+        self._step = batch if self._inputs is None else self._inputs.taken(batch), samples
         for one in self._passes:
             one.attach()
         if serving is not None and (upcoming := self.loader.upcoming) is not None:
@@ -330,3 +391,20 @@ class PrefixPart:
             )
         except CannotCacheError:
             return None  # batches are then read as ever
+
+
+def _still_true(
+    loader: IdentifiedBatches,
+    cut: PrefixCut,
+    step: Step,
+    move: Callable[[Any], Any],
+    num_samples: int,
+    store: SampleStore,
+) -> bool:
+    """Tell whether what a store of an earlier fit holds of some samples is what the prefix gives now."""
+    numbers = store.some_held(num_samples)
+    return holds_the_same(store, cut, step, lambda: move(loader.read_whole(numbers)), numbers)
+
+
+def _is_padded(samples: Samples) -> bool:
+    return samples.lengths is None or min(samples.lengths, default=0) < (samples.num_tokens or 0)

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_ft_callbacks.caching.another_batch import another_batch, without_padding
+from lightning_ft_callbacks.caching.another_batch import another_batch, other_neighbours, without_padding
 from lightning_ft_callbacks.caching.capturing_pass import CapturingPass
 from lightning_ft_callbacks.caching.closeness import close, tolerance_of
 from lightning_ft_callbacks.caching.prefix_cut import PrefixCut
@@ -35,6 +36,9 @@ class PrefixWatch:
         dtype: The type that floating-point numbers are kept in; None for their own.
         padded: Whether what crosses is kept with its padding and its neighbours; otherwise it comes back in other
             batches, with zeros for padding.
+
+    Attributes:
+        takes_fewer: Whether the step also takes fewer samples than the batch has; known when something was learnt.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class PrefixWatch:
         self._samples = samples
         self._dtype = dtype
         self._padded = padded
+        self.takes_fewer = False
 
     def learn(
         self, cuts: Sequence[PrefixCut], replayed: Callable[[Any, Samples], Any] | None = None
@@ -81,9 +86,12 @@ class PrefixWatch:
         if any(opened):
             truth = self._step(self._batch, usable())
         each(self._mark)
-        seen = self._in_another_batch([recorded.cut for recorded in usable()])
-        each(lambda recorded: self._follow(recorded, seen))
-        each(lambda recorded: self._prove(recorded, truth, replayed))
+        there = self._in_another_batch([recorded.cut for recorded in usable()])
+        each(lambda recorded: self._follow(recorded, there))
+        if there is not None and there.truth is not None and self._comes_back_in(there.samples):
+            each(lambda recorded: self._prove(recorded, there.batch, there.samples, there.truth))
+        batch = self._batch if replayed is None else replayed(self._batch, self._samples)
+        each(lambda recorded: self._prove(recorded, batch, self._samples, truth))
         return refusals
 
     def _mark(self, recorded: RecordingPass) -> None:
@@ -105,18 +113,21 @@ class PrefixWatch:
         recorded.read = marking.read
         cut.inputs = {place: SampleShape(leaf, self._samples) for place, leaf in marking.read.items()}
 
-    def _prove(self, recorded: RecordingPass, truth: Any, replayed: Callable[[Any, Samples], Any] | None) -> None:
+    def _comes_back_in(self, samples: Samples) -> bool:
+        """Tell whether a step on other samples can be run from what is kept; more padding has no labels of its own."""
+        return not self._padded and (samples.num_tokens or 0) <= (self._samples.num_tokens or 0)
+
+    def _prove(self, recorded: RecordingPass, batch: Any, samples: Samples, truth: Any) -> None:
         """Run the step from what a store gives back, and compare."""
-        cut, samples = recorded.cut, self._samples
+        cut = recorded.cut
         kept = self._kept(recorded, samples)
-        batch = self._batch if replayed is None else replayed(self._batch, samples)
         replaying = ReplayingPass(cut, samples, kept, learns=True)
         found = self._step(batch, [replaying])
         tolerance = tolerance_of([*leaves_of(truth), *kept], self._dtype)
         if replaying.refusal is not None or not close(truth, found, tolerance):
             raise replaying.refusal or CannotCacheError(
                 f"with what is kept below {cut.block} the step does something else; it depends on something that "
-                "changes from one run to the next"
+                "changes from one run to the next, or on what stands at padding, where zeros come back"
             )
         cut.num_running = replaying.num_run
 
@@ -130,37 +141,48 @@ class PrefixWatch:
         store.put(self._samples, true)
         return [back.to(tensor.device) for back, tensor in zip(store.get(samples), true, strict=True)]
 
-    def _in_another_batch(self, cuts: Sequence[PrefixCut]) -> dict[str, CapturingPass]:
-        """Run a part of the batch: sizes that agree by chance then differ, and samples have other neighbours."""
-        batch, samples = another_batch(self._batch, self._samples)
-        passes = {cut.block: CapturingPass(cut, samples) for cut in cuts}
-        try:
-            self._step(batch, [*passes.values()])
-        except Exception:  # a foreign step may not take it; then all sizes stay as this batch has them
-            return {}
-        return passes
+    def _in_another_batch(self, cuts: Sequence[PrefixCut]) -> "_AnotherBatch | None":
+        """Run a part of the batch: sizes that agree by chance then differ, and samples have other neighbours.
 
-    def _follow(self, recorded: RecordingPass, seen: Mapping[str, CapturingPass]) -> None:
+        A step may not take fewer samples; it is then run on as many in other rows. None if it takes neither.
+        """
+        for recompose in (another_batch, other_neighbours):
+            batch, samples = recompose(self._batch, self._samples)
+            passes = {cut.block: CapturingPass(cut, samples) for cut in cuts}
+            truth = None
+            try:
+                truth = self._step(batch, [*passes.values()])
+            except Exception:  # whatever a foreign step raises; above the cut it says nothing of what is below
+                if any(len(one.captured) < len(one.cut.crossings) for one in passes.values()):
+                    continue
+            self.takes_fewer = truth is not None and recompose is another_batch
+            return _AnotherBatch(batch, samples, passes, truth)
+        return None
+
+    def _follow(self, recorded: RecordingPass, there: "_AnotherBatch | None") -> None:
         """Learn a cut's shapes from another batch, and make sure that samples are there what they are here."""
         cut = recorded.cut
-        if (other := seen.get(cut.block)) is None:
-            cut.inputs = {place: shape for place, shape in cut.inputs.items() if shape.by_sample}
-            return
+        if there is None:
+            raise CannotCacheError(
+                "the step takes the samples of a batch in no other order or number, so nobody can tell whether what is "
+                f"read above {cut.block} depends on a sample's neighbours"
+            )
+        other = there.passes[cut.block]
         if other.refusal:
             raise other.refusal
         if len(other.captured) < len(cut.crossings):
             raise CannotCacheError(f"what is read of {cut.block}'s frozen part differs from batch to batch")
-        there = [other.captured[place] for place in cut.crossings]
-        for shape, tensor in zip(cut.shapes, there, strict=True):
+        seen = [other.captured[place] for place in cut.crossings]
+        for shape, tensor in zip(cut.shapes, seen, strict=True):
             shape.see(tensor, other.samples, f"what is read above {cut.block}")
         # a table that has by chance as many rows as there are samples is none of them
         of_samples = [n for n, shape in enumerate(cut.shapes) if shape.by_sample]
         cut.crossings = [cut.crossings[n] for n in of_samples]
         cut.shapes = [cut.shapes[n] for n in of_samples]
-        there = [there[n] for n in of_samples]
+        seen = [seen[n] for n in of_samples]
         if not self._padded:
             here = self._kept(recorded, other.samples)
-            blanked = [without_padding(*one, other.samples) for one in zip(there, cut.shapes, strict=True)]
+            blanked = [without_padding(*one, other.samples) for one in zip(seen, cut.shapes, strict=True)]
             if not close(here, blanked, tolerance_of(here, self._dtype)):
                 raise CannotCacheError(
                     f"what is read above {cut.block} depends on a sample's neighbours in the batch or on their padding"
@@ -181,3 +203,20 @@ class PrefixWatch:
                     same.check(place, recorded.read[place], shape, self._samples)
                     same.check(place, other.read[place], shape, other.samples)
                     recorded.cut.inputs[place] = shape
+
+
+@dataclass(frozen=True, slots=True)
+class _AnotherBatch:
+    """A step that was run on another batch.
+
+    Attributes:
+        batch: The batch.
+        samples: Its samples.
+        passes: What crossed each cut, by its block.
+        truth: What the step did; None where it raised something after all had crossed.
+    """
+
+    batch: Any
+    samples: Samples
+    passes: Mapping[str, CapturingPass]
+    truth: Any

@@ -100,6 +100,23 @@ def _spread(size: int, num_positions: int) -> Tensor | slice:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return torch.equal(one, other)
-    return bool(one == other)
+    """Tell whether two parts of batches are the same; what is not a number is the same as itself.
+
+    Raises:
+        CannotCacheError: If nobody can tell.
+    """
+    if hasattr(one, "__array__") and hasattr(other, "__array__"):
+        left, right = torch.as_tensor(one), torch.as_tensor(other)
+        if left.shape != right.shape or left.dtype != right.dtype:
+            return False
+        return bool(((left == right) | ((left != left) & (right != right))).all())
+    if type(one) is type(other) and hasattr(one, "__dict__"):
+        left, right = leaves_of(vars(one)), leaves_of(vars(other))
+        return len(left) == len(right) and all(map(_equal, left, right))
+    try:
+        return bool(one == other) or bool(one != one and other != other)
+    except (RuntimeError, TypeError, ValueError):
+        raise CannotCacheError(
+            f"a batch holds a {type(one).__name__}, which cannot be compared with itself; give tensors, in a mapping "
+            "or a sequence"
+        ) from None

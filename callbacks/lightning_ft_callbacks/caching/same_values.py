@@ -16,24 +16,23 @@ from lightning_ft_callbacks.caching.sample_shapes import CannotCacheError, Sampl
 from lightning_ft_callbacks.caching.sample_store import SampleStore
 from lightning_ft_callbacks.caching.storage import Budget, Storage
 
-Read = Callable[[Sequence[int]], Any]
+Read = Callable[[], Any]
 
 
-def holds_the_same(store: SampleStore, cut: PrefixCut, step: Step, read: Read, num_samples: int) -> bool:
+def holds_the_same(store: SampleStore, cut: PrefixCut, step: Step, read: Read, numbers: Sequence[int]) -> bool:
     """Run a step on some samples that a store holds, and tell whether what crosses the cut is what it holds of them.
 
     Args:
         store: The store, which holds something.
         cut: The cut that it is of.
         step: Runs the module's step on a batch without a trace.
-        read: Returns the batch of some samples of the store, as the step gets it.
-        num_samples: Samples to compare, spread over all; as many as a batch has, because a step may take no other.
+        read: Returns their batch, as the step gets it.
+        numbers: The samples' numbers in the store.
     """
-    numbers = store.some_held(num_samples)
     try:
         with isolate_rng():
-            batch = read(numbers)
-        samples = Samples.of_mask(numbers, mask_of(batch))
+            batch = read()
+        samples = Samples.of_mask(tuple(numbers), mask_of(batch))
         capturing = CapturingPass(cut, samples)
         step(batch, [capturing])
         if capturing.refusal is not None or samples.lengths not in (None, store.lengths(numbers)):

@@ -92,9 +92,12 @@ class SampleStore:
 
         Raises:
             StorageFullError: If there is no room.
-            CannotCacheError: If a number is too large for the type that it is kept in.
+            CannotCacheError: If a number is too large for the type that it is kept in, or tensors have turned out not
+                to have one row a sample.
         """
         self._follow_shapes()
+        if not all(shape.by_sample for shape in self.shapes):
+            raise CannotCacheError("what the upper blocks read has not one row a sample")
         new = [row for row, number in enumerate(samples.ids) if not self._index[number, SEGMENT]]
         if not new:
             return

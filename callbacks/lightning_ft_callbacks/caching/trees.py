@@ -1,7 +1,8 @@
-"""Leaves of what a step is given: of any mapping, as transformers' collators make them, and of what torch knows."""
+"""Leaves of what a step is given: of any mapping, as transformers' collators make them, of dataclasses and the rest."""
 
 from collections.abc import Callable, Mapping
 from copy import copy
+from dataclasses import is_dataclass
 from typing import Any
 
 from torch.utils._pytree import SUPPORTED_NODES, TreeSpec, tree_flatten, tree_leaves, tree_map
@@ -11,11 +12,11 @@ def leaves_of(tree: Any) -> list[Any]:
     """Return the leaves of a batch.
 
     Args:
-        tree: Mappings, sequences and what torch knows, nested as one likes.
+        tree: Mappings, dataclasses, sequences and what torch knows, nested as one likes.
     """
     found: list[Any] = []
     for leaf in tree_leaves(tree, is_leaf=_is_opaque):
-        found += [part for value in leaf.values() for part in leaves_of(value)] if _is_mapping(leaf) else [leaf]
+        found += [part for value in _parts(leaf).values() for part in leaves_of(value)] if _is_whole(leaf) else [leaf]
     return found
 
 
@@ -28,11 +29,14 @@ def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
     """
 
     def change(leaf: Any) -> Any:
-        if not _is_mapping(leaf):
+        if not _is_whole(leaf):
             return function(leaf)
         made = copy(leaf)
-        for name, value in leaf.items():
-            made[name] = map_leaves(function, value)
+        parts = {name: map_leaves(function, value) for name, value in _parts(leaf).items()}
+        if isinstance(made, Mapping):
+            made.update(parts)  # type: ignore[attr-defined]
+        else:
+            made.__dict__.update(parts)
         return made
 
     return tree_map(change, tree, is_leaf=_is_opaque)
@@ -40,17 +44,23 @@ def map_leaves(function: Callable[[Any], Any], tree: Any) -> Any:
 
 def flatten(tree: Any) -> tuple[list[Any], TreeSpec]:
     """Return the leaves and the structure of arguments; a model's cache of keys and values is a leaf."""
-    return tree_flatten(tree, is_leaf=_is_cache)
+    return tree_flatten(tree, is_leaf=is_cache)
 
 
-def _is_mapping(part: Any) -> bool:
-    """Tell whether something is a mapping that torch does not know as one."""
-    return isinstance(part, Mapping) and type(part) not in SUPPORTED_NODES
+def _is_whole(part: Any) -> bool:
+    """Tell whether something is a mapping or a dataclass that torch does not know as one."""
+    is_data = is_dataclass(part) and not isinstance(part, type) and hasattr(part, "__dict__")
+    return (isinstance(part, Mapping) or is_data) and type(part) not in SUPPORTED_NODES
 
 
-def _is_cache(part: Any) -> bool:
+def _parts(whole: Any) -> Mapping[Any, Any]:
+    return whole if isinstance(whole, Mapping) else vars(whole)
+
+
+def is_cache(part: Any) -> bool:
+    """Tell whether something is a model's cache of keys and values."""
     return type(part).__name__.endswith("Cache")
 
 
 def _is_opaque(part: Any) -> bool:
-    return _is_mapping(part) or _is_cache(part)
+    return _is_whole(part) or is_cache(part)

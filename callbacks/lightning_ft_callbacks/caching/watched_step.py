@@ -11,8 +11,9 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from lightning_ft_callbacks.caching.postponed import known
+from lightning_ft_callbacks.caching.postponed import Postponed, known
 from lightning_ft_callbacks.caching.prefix_passes import PrefixPass, attached, run
+from lightning_ft_callbacks.caching.trees import map_leaves
 from lightning_ft_callbacks.state.training_state import TrainingState
 
 
@@ -62,6 +63,7 @@ class WatchedStep:
 
     def _run(self, batch: Any) -> Any:
         trainer: Any = self._trainer
+        batch = map_leaves(_fresh, batch)
         if self._loader_idx is None:
             loop = trainer.fit_loop.epoch_loop
             arguments = loop._build_kwargs(OrderedDict(), batch, self._batch_idx)
@@ -78,6 +80,13 @@ class WatchedStep:
 def _states(part: Any) -> Any:
     state = getattr(part, "metric_state", None)
     return state if isinstance(state, dict) else {}
+
+
+def _fresh(part: Any) -> Any:
+    """Return a part of a batch that a step may write into."""
+    if isinstance(part, Postponed):
+        return part.again()
+    return part.clone() if isinstance(part, Tensor) else part
 
 
 def _number(value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from lightning_ft_callbacks.blocks import BlockMap
 
@@ -77,6 +77,8 @@ class Freezer:
                 if not wanted:
                     parameter.grad = None
         self.drop_states()
+        if changed:
+            self._drop_histories()
         self._set_modes(trained)
         return changed
 
@@ -86,6 +88,12 @@ class Freezer:
             if not parameter.requires_grad:
                 for optimizer in self._optimizers:
                     optimizer.state.pop(parameter, None)
+
+    def _drop_histories(self) -> None:
+        """Let go of what LBFGS keeps, in one place for all parameters: it would go on moving those that are frozen."""
+        for optimizer in self._optimizers:
+            if isinstance(optimizer, LBFGS):
+                optimizer.state.clear()
 
     def check_trainable(self, phases: Sequence[Collection[str]]) -> None:
         """Make sure that each phase trains something.

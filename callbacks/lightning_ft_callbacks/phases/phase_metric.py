@@ -18,7 +18,7 @@ def metric_of(phase: Phase, trainer: Trainer) -> Plateau | None:
     if phase.plateau is not None:
         return phase.plateau
     for callback in trainer.checkpoint_callbacks:
-        if monitor := getattr(callback, "monitor", None):
+        if (monitor := getattr(callback, "monitor", None)) and monitor not in ("step", "epoch"):
             return Plateau(monitor, mode=getattr(callback, "mode", "min"))
     return None
 

@@ -16,6 +16,7 @@ class PhaseProgress:
         start_epoch: The epoch in which it began; None before the first batch.
         start_step: The optimizer steps done when it began.
         best: The best value of the metric in this phase so far; None before the first.
+        kept: The value of the metric when the best weights were kept; it may be better by less than a plateau asks for.
         num_bad: Validations in a row that brought nothing better.
         thawed_at: The optimizer steps done when a block was thawed, of blocks that were not trained from the start.
     """
@@ -26,6 +27,7 @@ class PhaseProgress:
     best: float | None = None
     num_bad: int = 0
     thawed_at: dict[str, int] = field(default_factory=dict)
+    kept: float | None = None
 
     def is_over(self, phase: Phase, epoch: int, step: int) -> bool:
         """Tell whether the phase has reached its end.
@@ -45,7 +47,7 @@ class PhaseProgress:
     def begin(self, phase: int, epoch: int, step: int) -> None:
         """Go on to a phase."""
         self.phase, self.start_epoch, self.start_step = phase, epoch, step
-        self.best, self.num_bad = None, 0
+        self.best, self.kept, self.num_bad = None, None, 0
 
     def ramp(self, block: str, step: int, ramp_steps: int) -> float:
         """Return the share of its rate that a block has while it warms up.

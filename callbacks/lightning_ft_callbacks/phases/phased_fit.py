@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -19,7 +20,7 @@ from lightning_ft_callbacks.phases.phase import Plateau
 from lightning_ft_callbacks.phases.phase_metric import check_metrics, logged_value, metric_of, validation_metrics
 from lightning_ft_callbacks.phases.phase_progress import PhaseProgress, continued
 from lightning_ft_callbacks.phases.reachable import check_reachable
-from lightning_ft_callbacks.phases.weight_averages import WeightAverages
+from lightning_ft_callbacks.phases.weight_averages import WeightAverages, tell_averaged
 from lightning_ft_callbacks.strategies import allow_recompiles, rebuild
 
 
@@ -56,6 +57,7 @@ class PhasedFit:
         self._block_map = block_map
         self._restore_best = restore_best
         if restore_best:
+            tell_averaged(trainer)
             check_metrics(schedule, trainer)
         check_reachable(trainer, schedule)
         optimizers = [each for optimizer in trainer.optimizers for each in with_wrapped(optimizer)]
@@ -292,7 +294,8 @@ class PhasedFit:
             return
         if metric.improves(value, self.progress.best):
             self.progress.best, self.progress.num_bad = value, 0
-            if self._restore_best:
-                self.best.keep(self.trained_blocks)
         else:
             self.progress.num_bad += 1
+        if self._restore_best and replace(metric, min_delta=0.0).improves(value, self.progress.kept):
+            self.progress.kept = value
+            self.best.keep(self.trained_blocks)

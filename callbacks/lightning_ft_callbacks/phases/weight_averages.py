@@ -6,8 +6,25 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
+
+
+def tell_averaged(trainer: Trainer) -> None:
+    """Say where validation looks at averages, so that the weights that are kept as the best are not those it saw."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    averaging = [type(callback).__name__ for callback in callbacks if isinstance(callback, WeightAveraging)]
+    averaging += [
+        type(optimizer).__name__
+        for optimizer in trainer.optimizers
+        if any("train_mode" in group for group in optimizer.param_groups)  # as schedulefree's have
+    ]
+    if averaging:
+        rank_zero_warn(
+            f"restore_best puts back weights as they are trained, but validation sees the averages of {averaging[0]}; "
+            "leave one of them out"
+        )
 
 
 class WeightAverages:

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from inspect import isfunction
 from typing import Any
 
+from lightning.pytorch.loggers.logger import DummyLogger
+
 
 @contextmanager
 def muted(loggers: Iterable[Any]) -> Iterator[None]:
@@ -29,6 +31,38 @@ def muted(loggers: Iterable[Any]) -> Iterator[None]:
             del own[name]
             if value is not None:
                 own[name] = value
+
+
+class QuietLogger(DummyLogger):
+    """Drops everything, and says of where it would write what another logger says.
+
+    Args:
+        of: The other logger.
+    """
+
+    def __init__(self, of: Any) -> None:
+        super().__init__()
+        self._of = of
+
+    @property
+    def save_dir(self) -> Any:
+        """Where it would write."""
+        return getattr(self._of, "save_dir", None)
+
+    @property
+    def log_dir(self) -> Any:
+        """Where it would write this run."""
+        return getattr(self._of, "log_dir", self.save_dir)
+
+    @property
+    def name(self) -> Any:
+        """The experiment's name."""
+        return getattr(self._of, "name", "")
+
+    @property
+    def version(self) -> Any:
+        """The run's name."""
+        return getattr(self._of, "version", "")
 
 
 def _nothing(*_: Any, **__: Any) -> None:

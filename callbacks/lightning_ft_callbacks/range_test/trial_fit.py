@@ -8,6 +8,7 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
+from lightning_ft_callbacks.range_test.muted_loggers import QuietLogger
 from lightning_ft_callbacks.state.plain_state import MODULES_OWN, PlainState
 from lightning_ft_callbacks.state.training_state import random_numbers
 
@@ -56,8 +57,10 @@ def trial_fit(trainer: Trainer, module: LightningModule, data: Any, callback: Ca
         part.callbacks[:0] = [c for c in _listed(configured()) if isinstance(c, heard)]
         return []
 
-    part.callbacks = [*(c for c in part.callbacks if isinstance(c, heard)), callback, _Stop()]
-    part._loggers, part.num_sanity_val_steps, part.fit_loop = [], 0, _fresh_loop(trainer)
+    kept = [(c, dict(vars(c))) for c in part.callbacks if isinstance(c, heard)]
+    part.callbacks = [*(c for c, _ in kept), callback, _Stop()]
+    part._loggers = [QuietLogger(logger) for logger in part._loggers]
+    part.num_sanity_val_steps, part.fit_loop = 0, _fresh_loop(trainer)
     vars(own)["configure_callbacks"] = configure_callbacks
     try:
         trainer.fit(module, data)
@@ -67,6 +70,9 @@ def trial_fit(trainer: Trainer, module: LightningModule, data: Any, callback: Ca
         del vars(own)["configure_callbacks"]
         for name, value in found.items():
             setattr(part, name, value)
+        for own_callback, attributes in kept:
+            vars(own_callback).clear()
+            vars(own_callback).update(attributes)
         for restore in restores:
             restore()
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
@@ -15,7 +14,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 
 from lightning_ft_callbacks.range_test.heard_loss import HeardLoss, NotFinite
-from lightning_ft_callbacks.range_test.muted_loggers import muted
+from lightning_ft_callbacks.range_test.muted_loggers import QuietLogger, muted
 from lightning_ft_callbacks.range_test.trial_batches import TrialBatches
 
 
@@ -51,7 +50,7 @@ class TrialSteps:
         trainer: Any = self._trainer
         found = trainer.callbacks, trainer._loggers, trainer.profiler
         trainer.callbacks = [self._heard]
-        trainer._loggers = [DummyLogger() for _ in trainer._loggers]
+        trainer._loggers = [QuietLogger(logger) for logger in trainer._loggers]
         trainer.profiler = PassThroughProfiler()
         trainer.fit_loop.epoch_loop._results = _ResultCollection(training=True)
         try:

@@ -4,7 +4,7 @@ import argparse
 import sys
 import types
 from array import array
-from collections import UserDict, UserList, deque
+from collections import OrderedDict, UserDict, UserList, deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -149,14 +149,14 @@ class PlainState:
         if isinstance(value, tuple):
             return self._within(value, *value, depth=depth, in_data=in_data)
         restores = [] if plain else [self._kept(entry, depth, in_data) for entry in entries]
-        copy = value.copy()
+        # not value.copy(), which calls the constructor of a class that somebody made of it
+        copy = next(kind(value) for kind in (dict, set, list) if isinstance(value, kind) or kind is list)
 
         def restore() -> Any:
             for restore_entry in restores:
                 restore_entry()
             if not _same_entries(value, copy):
-                value.clear()
-                value.extend(copy) if isinstance(value, list | deque) else value.update(copy)
+                _fill(value, copy)
             return value
 
         return restore
@@ -221,6 +221,18 @@ def _num_elements(value: Any) -> int:
 
 def _changes(value: Any) -> bool:
     return not isinstance(value, int | float | complex | str | bytes | bool | None)
+
+
+def _fill(container: Any, entries: Any) -> None:
+    """Put entries in the place of those that a container has, by no method that somebody may have made of its own."""
+    if isinstance(container, OrderedDict):
+        OrderedDict.clear(container)
+        for key, value in entries.items():
+            OrderedDict.__setitem__(container, key, value)
+        return
+    kind = next(kind for kind in (dict, set, list, deque) if isinstance(container, kind))
+    kind.clear(container)
+    (kind.extend if kind in (list, deque) else kind.update)(container, entries)
 
 
 def _same_entries(one: Any, other: Any) -> bool:
