@@ -1,5 +1,6 @@
 """BlockCosts: what a training step costs in each block, counted on one batch."""
 
+import gc
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -184,12 +185,18 @@ def costs_of_fit(trainer: Trainer, module: LightningModule, block_map: BlockMap)
     try:
         with isolate_rng(), _without_loggers(trainer):
             trainer.fit_loop.setup_data()
-            batch = _batch_of_fit(trainer, module)
-            copy: Any = _copy(module, trainer)
-            named = BlockMap(copy, block_map)
-            return count_costs(named, lambda: copy.training_step(batch, 0), _num_samples(trainer.train_dataloader))
+            return _costs_on_a_copy(trainer, module, block_map)
     except Exception:  # a foreign step may need anything; the plan does without
         return None
+    finally:
+        gc.collect()  # or the copy, whose parts know one another, stays while training takes its memory
+
+
+def _costs_on_a_copy(trainer: Trainer, module: LightningModule, block_map: BlockMap) -> BlockCosts:
+    batch = _batch_of_fit(trainer, module)
+    copy: Any = _copy(module, trainer)
+    named = BlockMap(copy, block_map)
+    return count_costs(named, lambda: copy.training_step(batch, 0), _num_samples(trainer.train_dataloader))
 
 
 def _held(module: nn.Module, kind: type[Held]) -> list[Held]:
@@ -204,7 +211,8 @@ def _batch_of_fit(trainer: Trainer, module: LightningModule) -> Any:
     Raises:
         TypeError: If the loader is no DataLoader over samples with numbers.
     """
-    found = PlainState((trainer.train_dataloader, module, getattr(trainer, "datamodule", None)))
+    parts = (trainer.train_dataloader, module, getattr(trainer, "datamodule", None))
+    found = PlainState(parts, without=module.parameters())
     try:
         return trainer.strategy.batch_to_device(_some_batch(trainer.train_dataloader))
     finally:

@@ -1,6 +1,7 @@
 """Law 8 where nobody looks: what functions close over, hooks of callbacks, loggers that are kept, pairs of hooks."""
 
 import random
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from nets import WIDTH, Net, loader, tensors, trainer
 from test_finder_trace import SAMPLES, Observed, run
 from test_range_test import same
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lightning_ft_callbacks import GradualUnfreezing, LRFinder
+from lightning_ft_callbacks import GradualUnfreezing, LRFinder, lr_find
 
 DRAWN = np.random.default_rng(0)
 
@@ -190,3 +191,109 @@ def test_no_trace_in_the_random_numbers_of_a_gpu() -> None:
         trainer(*finder, max_epochs=1, accelerator="gpu").fit(Net(dropout=0.5), loader(64))
         states.append(torch.cuda.get_rng_state())
     assert torch.equal(*states)
+
+
+def test_lr_find_between_two_fits_leaves_the_phase_that_the_first_came_to() -> None:
+    found = []
+    for between in (False, True):
+        torch.manual_seed(0)
+        module = Net()
+        unfreezing = GradualUnfreezing([{"train": ["head"], "epochs": 1}, {"train": ["layers.2", "head"]}])
+        fit = trainer(unfreezing, max_epochs=2)
+        fit.fit(module, loader())
+        if between:
+            lr_find(fit, module, loader(), num_steps=12, trial_steps=0)
+        phase = unfreezing.phase
+        fit.fit_loop.max_epochs = 4
+        fit.fit(module, loader())
+        found.append((phase, unfreezing.phase, tensors(module)))
+    assert found[0][:2] == found[1][:2] == (1, 1)
+    assert all(torch.equal(found[0][2][name], tensor) for name, tensor in found[1][2].items())
+
+
+class AsksLogger(Net):
+    """Uses its logger as somebody's module would, who always has one."""
+
+    def on_train_start(self) -> None:
+        self.logger.log_hyperparams({"lr": 0.01})
+        (Path(self.logger.save_dir) / "notes").parent.exists()
+        self.logger.experiment.add_scalar("one", 1.0)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        Path(self.trainer.log_dir)
+        Path(self.logger.log_dir)
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_module_that_asks_its_logger_where_it_writes_is_answered(tmp_path: Path) -> None:
+    fit = trainer(logger=TensorBoardLogger(tmp_path), max_epochs=1)
+    lr_find(fit, AsksLogger(), loader(), num_steps=12, trial_steps=0)
+    finder = LRFinder(num_steps=12, trial_steps=0)
+    trainer(finder, logger=TensorBoardLogger(tmp_path), max_epochs=1).fit(AsksLogger(), loader())
+    assert finder.curve is not None
+
+
+class Named(OrderedDict):
+    """A dictionary that is made in a way of its own."""
+
+    def __init__(self, name: str, size: int) -> None:
+        super().__init__()
+        self.name, self.size = name, size
+
+
+class Replay(deque):
+    """A buffer that is made in a way of its own."""
+
+    def __init__(self, *, size: int) -> None:
+        super().__init__(maxlen=size)
+
+
+class Buffered(Net):
+    """Keeps losses in containers of its own classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.named, self.replay = Named("losses", 3), Replay(size=50)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.named[len(self.replay)] = loss.item()
+        self.replay.append(loss.item())
+        return loss
+
+
+def test_containers_of_somebodys_own_classes_are_as_before() -> None:
+    found = []
+    for callbacks in ([], [LRFinder(num_steps=12, trial_steps=0, apply=False)]):
+        torch.manual_seed(0)
+        module = Buffered()
+        trainer(*callbacks, max_epochs=1).fit(module, loader())
+        found.append((list(module.named.items()), list(module.replay)))
+    assert found[0] == found[1]
+    assert len(found[0][1]) == 4
+
+
+@pytest.mark.parametrize("where", ["collate", "transfer"])
+def test_counting_for_the_plan_draws_nobodys_numbers(where: str) -> None:
+    class Draws(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.draw = torch.Generator().manual_seed(1)
+
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ARG002
+            noise = torch.randn(batch[0].shape, generator=self.draw) if where == "transfer" else 0.0
+            return [batch[0] + noise, batch[1]]
+
+    found = []
+    for callbacks in ([], [GradualUnfreezing("full")]):
+        torch.manual_seed(0)
+        module, seeded = Draws(), torch.Generator().manual_seed(2)
+
+        def collate(rows: list[Any], seeded: torch.Generator = seeded) -> Any:
+            inputs = torch.stack([row for row, _ in rows])
+            noise = torch.randn(inputs.shape, generator=seeded) if where == "collate" else 0.0
+            return [inputs + noise, torch.stack([label for _, label in rows])]
+
+        trainer(*callbacks, max_epochs=1).fit(module, DataLoader(loader().dataset, 8, collate_fn=collate))
+        found.append(tensors(module))
+    assert all(torch.equal(found[0][name], tensor) for name, tensor in found[1].items())

@@ -317,9 +317,9 @@ def test_a_stream_of_unknown_length_works() -> None:
     ("options", "message"),
     [
         ({"min_lr": 1.0, "max_lr": 0.1}, "min_lr to be below max_lr, but got 1.0 and 0.1"),
-        ({"min_lr": 0.0}, "min_lr to be positive and finite, but got 0.0"),
+        ({"min_lr": 0.0}, "min_lr to be positive, but got 0.0"),
         ({"max_lr": -1.0}, "max_lr to be positive"),
-        ({"max_lr": float("inf")}, "max_lr to be positive and finite, but got inf"),
+        ({"max_lr": float("inf")}, "max_lr to be finite, but got inf"),
         ({"num_steps": 1}, "num_steps to be at least 2"),
         ({"suggestion": "valey"}, "no suggestion 'valey'; did you mean 'valley'"),
         ({"spacing": "log"}, "spacing"),

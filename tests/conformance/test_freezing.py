@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from nets import Net, Seen, loader, tensors, trainer
 from torch import nn
 from torch.optim import SGD
 from torch.utils.checkpoint import checkpoint
 
-from lightning_ft_callbacks import BlockMap, DiscriminativeLR, FreezeSchedule, GradualUnfreezing
+from lightning_ft_callbacks import BlockMap, DiscriminativeLR, FreezeSchedule, GradualUnfreezing, LRFinder
 from lightning_ft_callbacks.phases.best_weights import BestWeights
 from lightning_ft_callbacks.phases.freezing import Freezer
 
@@ -421,3 +421,77 @@ def test_restore_best_ends_each_phase_with_its_best_weights() -> None:
     )
     assert all(torch.equal(starts[4][name], ends[1][name]) for name in ends[1] if name.startswith("head"))
     assert not torch.equal(ends[1]["head.weight"], ends[3]["head.weight"])
+
+
+@pytest.mark.parametrize("schedule", [[{"train": ["*"], "epochs": 3}, {"train": ["layers.0"]}], "chain_thaw"])
+def test_what_lbfgs_keeps_of_all_parameters_moves_none_that_is_frozen(schedule: Any) -> None:
+    module = Net(lambda parameters: torch.optim.LBFGS(parameters, lr=0.1, max_iter=4), norm=False, dropout=0.0)
+    unfreezing = GradualUnfreezing(schedule)
+    frozen = Seen(lambda _, m: {n: p.detach().clone() for n, p in m.named_parameters() if not p.requires_grad})
+    phases = Seen(lambda *_: unfreezing.phase)
+    trainer(unfreezing, frozen, phases, max_epochs=6).fit(module, loader())
+    pairs = zip(frozen.values, frozen.values[1:], phases.values, phases.values[1:], strict=False)
+    for before, after, phase, next_phase in pairs:
+        if phase == next_phase:
+            assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+class Told(Net):
+    """Logs values that were written down for it, and remembers its head at each."""
+
+    def __init__(self, *values: float) -> None:
+        super().__init__()
+        self.values = list(values)
+        self.heads: dict[float, torch.Tensor] = {}
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Do nothing."""
+
+    def on_validation_epoch_end(self) -> None:
+        if not self.trainer.sanity_checking:
+            value = self.values.pop(0)
+            self.log("val/loss", value)
+            self.heads[value] = self.head.weight.detach().clone()
+
+
+def test_the_best_weights_are_the_best_also_by_less_than_a_plateau_asks_for() -> None:
+    module = Told(1.0, 0.95, 0.91, 0.5)
+    plateau = {"monitor": "val/loss", "patience": 2, "min_delta": 0.1}
+    unfreezing = GradualUnfreezing([{"train": ["head"], "plateau": plateau}, {"train": ["*"]}], restore_best=True)
+    begins: list[torch.Tensor] = []
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+            if unfreezing.phase == 1:
+                begins.append(pl_module.head.weight.detach().clone())
+
+    trainer(unfreezing, Look(), max_epochs=4).fit(module, loader(), loader())
+    assert torch.equal(begins[0], module.heads[0.91])
+
+
+@pytest.mark.filterwarnings("error:restore_best puts back")
+def test_where_validation_sees_averages_it_is_said_that_the_best_weights_are_not_those() -> None:
+    phases = [{"train": ["head"], "plateau": {"monitor": "val/loss", "patience": 1}}, {"train": ["*"]}]
+    fit = trainer(GradualUnfreezing(phases, restore_best=True), EMAWeightAveraging(), max_epochs=3)
+    with pytest.raises(UserWarning, match="validation sees the averages of EMAWeightAveraging"):
+        fit.fit(Net(), loader(), loader())
+
+
+def test_after_a_resume_that_failed_a_fresh_fit_begins_with_the_first_phase(tmp_path: Path) -> None:
+    unfreezing = GradualUnfreezing([{"train": ["head"], "epochs": 1}, {"train": ["*"]}])
+    finder = LRFinder(num_steps=12, trial_steps=0, apply=False)
+    fit = trainer(unfreezing, finder, max_epochs=2)
+    fit.fit(Net(), loader())
+    fit.save_checkpoint(tmp_path / "whole.ckpt")
+
+    class Fails(Callback):
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
+            raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        trainer(Fails(), unfreezing, finder, max_epochs=3).fit(Net(), loader(), ckpt_path=tmp_path / "whole.ckpt")
+    phases = Seen(lambda *_: unfreezing.phase)
+    finder.curve = None
+    trainer(unfreezing, finder, phases, max_epochs=2).fit(Net(), loader())
+    assert phases.values[0] == 0
+    assert finder.curve is not None

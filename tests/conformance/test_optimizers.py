@@ -212,12 +212,14 @@ def test_prodigy_has_one_estimate_for_all_blocks_as_with_real_groups() -> None:
         torch.testing.assert_close(ours_weights[name], tensor, rtol=1e-3, atol=1e-5)
 
 
-def test_an_optimizer_that_takes_one_rate_alone_says_so_itself() -> None:
+@pytest.mark.parametrize(
+    ("callback", "what"),
+    [(DiscriminativeLR(0.5), "DiscriminativeLR"), (GradualUnfreezing([{"train": ["*"]}], ramp_steps=3), "ramp_steps")],
+)
+def test_an_optimizer_that_takes_one_rate_alone_is_refused_before_the_first_step(callback: Callback, what: str) -> None:
     module = Net(partial(Prodigy, lr=1.0))
-    fit = trainer(DiscriminativeLR(0.5), max_epochs=1)
-    with pytest.raises(RuntimeError, match="different lr values in different parameter groups"):
-        fit.fit(module, loader())
-    assert [len(group["params"]) for group in fit.optimizers[0].param_groups] == [14]
+    with pytest.raises(ValueError, match=f"Prodigy takes one learning rate for all groups, so {what} cannot"):
+        trainer(callback, max_epochs=1).fit(module, loader())
 
 
 class KeepingTensors(torch.optim.SGD):

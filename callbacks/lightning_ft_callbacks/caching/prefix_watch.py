@@ -97,6 +97,8 @@ class PrefixWatch:
     def _mark(self, recorded: RecordingPass) -> None:
         """Find what crosses a cut: what is read of the lower modules' outputs while none of these is there."""
         cut = recorded.cut
+        if recorded.refusal is not None:
+            raise recorded.refusal
         if recorded.has_drawn:
             raise CannotCacheError(
                 f"random numbers are drawn before {cut.block}: take augmentation or dropout out of what lies below it; "

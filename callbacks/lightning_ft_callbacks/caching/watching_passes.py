@@ -39,7 +39,7 @@ class RecordingPass(CapturingPass):
         cut = self.cut
         cut.crossings, cut.shapes, cut.inputs = [], [], {}
         cut.placeholders.clear()
-        self.outputs, self.has_drawn = [], False
+        self.outputs, self.has_drawn, self.refusal = [], False, None
         self._before = _collect_rng_states(include_cuda=True)
         super().attach()
         for module in {part for one in [*cut.lower, *cut.upper] for part in one.modules()}:

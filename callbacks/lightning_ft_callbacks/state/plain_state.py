@@ -230,9 +230,10 @@ def _fill(container: Any, entries: Any) -> None:
         for key, value in entries.items():
             OrderedDict.__setitem__(container, key, value)
         return
-    kind = next(kind for kind in (dict, set, list, deque) if isinstance(container, kind))
+    kind: Any = next(kind for kind in (dict, set, list, deque) if isinstance(container, kind))
     kind.clear(container)
-    (kind.extend if kind in (list, deque) else kind.update)(container, entries)
+    fill: Any = kind.extend if kind in (list, deque) else kind.update
+    fill(container, entries)
 
 
 def _same_entries(one: Any, other: Any) -> bool:

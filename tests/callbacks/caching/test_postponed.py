@@ -57,6 +57,17 @@ def dropped(part: Tensor) -> Tensor:
     return nn.functional.dropout(part, 0.5)
 
 
+def add_into_another(part: Tensor) -> Tensor:
+    found = torch.empty_like(part)
+    torch.add(part, 1, out=found)
+    return found + part
+
+
+def multiply_together(part: Tensor) -> Tensor:
+    torch._foreach_mul_([part], 2)
+    return part
+
+
 USES = [
     lambda part: part * 2 + 1, lambda part: part.flatten(1)[:, ::2].softmax(1), lambda part: torch.cat([part, -part]),
     lambda part: part.unbind(1)[2], lambda part: part.double().mean((1, 2)), lambda part: torch.tensor(part.tolist()),
@@ -64,6 +75,7 @@ USES = [
     write_through_a_view, branch, choose, dropped, copy.deepcopy,
     lambda part: nn.functional.scaled_dot_product_attention(part, part, part),
     lambda part: part.to(torch.bfloat16).transpose(1, 2).contiguous(), lambda part: torch.tensor(len(f"{part.mean()}")),
+    add_into_another, multiply_together, lambda part: torch.from_dlpack(part * 1),
 ]  # fmt: skip
 
 
@@ -113,3 +125,9 @@ def test_what_was_made_of_a_tensor_that_changed_since_is_refused() -> None:
     mask.zero_()
     with pytest.raises(CannotCacheError, match="changed in place"):
         known(product)
+
+
+@pytest.mark.parametrize("change", [lambda part: part.unsqueeze_(0), lambda part: part.resize_(3, 4), Tensor.t_])
+def test_a_shape_that_is_changed_in_place_is_refused(change: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(CannotCacheError, match="changes the shape of a tensor in place"):
+        change(later()[0])
