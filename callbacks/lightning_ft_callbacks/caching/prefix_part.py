@@ -178,8 +178,8 @@ class PrefixPart:
         assert block is not None
         self._cuts[block].check_again()
         few = list(ids)[: self._num_compared[block]]
-        read = lambda: move(self.loader.read(few))  # noqa: E731
-        return holds_the_same(self._stores[block], self._cuts[block], step, read, self.numbers(few))
+        store, cut = self._stores[block], self._cuts[block]
+        return holds_the_same(store, cut, step, lambda: move(self.loader.read(few)), self.numbers(few))
 
     def is_unproven(self, batch: Any, ids: Sequence[int], frontier: int) -> bool:
         """Tell whether a batch is padded that will be served from a line that was learnt where nothing was padded."""
