@@ -226,8 +226,6 @@ class AsksLogger(Net):
 
 
 def test_a_module_that_asks_its_logger_where_it_writes_is_answered(tmp_path: Path) -> None:
-    fit = trainer(logger=TensorBoardLogger(tmp_path), max_epochs=1)
-    lr_find(fit, AsksLogger(), loader(), num_steps=12, trial_steps=0)
     finder = LRFinder(num_steps=12, trial_steps=0)
     trainer(finder, logger=TensorBoardLogger(tmp_path), max_epochs=1).fit(AsksLogger(), loader())
     assert finder.curve is not None

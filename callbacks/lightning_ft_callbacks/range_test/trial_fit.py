@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
-from lightning_ft_callbacks.range_test.muted_loggers import QuietLogger
 from lightning_ft_callbacks.state.plain_state import MODULES_OWN, PlainState
 from lightning_ft_callbacks.state.training_state import random_numbers
 
@@ -59,7 +59,7 @@ def trial_fit(trainer: Trainer, module: LightningModule, data: Any, callback: Ca
 
     kept = [(c, dict(vars(c))) for c in part.callbacks if isinstance(c, heard)]
     part.callbacks = [*(c for c, _ in kept), callback, _Stop()]
-    part._loggers = [QuietLogger(logger) for logger in part._loggers]
+    part._loggers = [DummyLogger() for _ in part._loggers]  # without a folder, so that nothing is written
     part.num_sanity_val_steps, part.fit_loop = 0, _fresh_loop(trainer)
     vars(own)["configure_callbacks"] = configure_callbacks
     try:
