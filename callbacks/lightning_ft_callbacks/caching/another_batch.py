@@ -31,7 +31,7 @@ def another_batch(batch: Any, samples: Samples) -> tuple[Any, Samples]:
         rows = rows[:-1]
 
     def recompose(part: Any) -> Any:
-        if not isinstance(part, Tensor) or part.ndim == 0 or len(part) != count:
+        if not _has_rows(part, count):
             return part
         part = part[rows]
         if tokens is None or wanted is None or part.ndim < 2 or part.shape[1] != tokens:
@@ -54,10 +54,12 @@ def other_neighbours(batch: Any, samples: Samples) -> tuple[Any, Samples]:
     count = len(samples.ids)
     rows = [*range(1, count), min(1, count - 1)]
 
-    def recompose(part: Any) -> Any:
-        return part[rows] if isinstance(part, Tensor) and part.ndim > 0 and len(part) == count else part
+    recomposed = map_leaves(lambda part: part[rows] if _has_rows(part, count) else part, batch)
+    return recomposed, _rows_of(samples, rows, samples.num_tokens)
 
-    return map_leaves(recompose, batch), _rows_of(samples, rows, samples.num_tokens)
+
+def _has_rows(part: Any, count: int) -> bool:
+    return isinstance(part, Tensor) and part.ndim > 0 and len(part) == count
 
 
 def _rows_of(samples: Samples, rows: Sequence[int], num_tokens: int | None) -> Samples:

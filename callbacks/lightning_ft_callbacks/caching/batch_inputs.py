@@ -66,7 +66,7 @@ class BatchInputs:
         for name, shape in [*self._unread.items(), *zip(self._names, self._shapes, strict=True)]:
             shape.see(batch[name], samples, f"{name!r} of the batch")
         for name, shape in zip(self._names, self._shapes, strict=True):
-            if shape.token_dims and samples.lengths and min(samples.lengths) < (samples.num_tokens or 0):
+            if shape.token_dims and samples.lengths and samples.may_be_padded:
                 padding = batch[name][~samples.mask(batch[name].device)].unique()
                 known = self._padding[name]
                 if len(padding) != 1 or known not in (None, padding.item()):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,19 +11,19 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_ft_callbacks.blocks import BlockMap
 from lightning_ft_callbacks.caching.batch_inputs import mask_of
-from lightning_ft_callbacks.caching.identified_batches import IdentifiedBatches, IdentifiedLoaders, why_not_identified
+from lightning_ft_callbacks.caching.fit_parts import FitParts, Place
+from lightning_ft_callbacks.caching.identified_batches import IdentifiedBatches
 from lightning_ft_callbacks.caching.prefix_cut import PrefixCut
 from lightning_ft_callbacks.caching.prefix_guard import PrefixWeights
 from lightning_ft_callbacks.caching.prefix_lines import lines_worth_keeping
 from lightning_ft_callbacks.caching.prefix_part import PrefixPart
+from lightning_ft_callbacks.caching.replaced_step import ReplacedStep
 from lightning_ft_callbacks.caching.sample_shapes import CannotCacheError, Samples
 from lightning_ft_callbacks.caching.storage import StorageFullError
 from lightning_ft_callbacks.caching.store_folder import StoreFolder
 from lightning_ft_callbacks.caching.watched_step import WatchedStep
 
 STEPS = {"train": "training_step", "val": "validation_step"}
-NAMES = {"train": "training", "val": "validation"}
-Place = tuple[str, int]  # "train" or "val", and the number of the loader
 Fingerprint = Callable[[Any, int, PrefixCut], str | None]
 
 
@@ -56,15 +56,14 @@ class CachedFit:
         self._module = module
         self._block_map = block_map
         self._folder = folder
-        self._dtype = dtype
         self._fingerprint = fingerprint
         self._active = active
         self._parameters = [block_map.parameters(name) for name in block_map.names]
         self._weights = PrefixWeights(block_map)
-        self._parts: dict[Place, PrefixPart | None] = {}
+        self._parts = FitParts(trainer, module, block_map, folder, dtype)
         self._frontier = 0
         self._step: _Step | None = None
-        self._own_step: tuple[str, Any] | None = None
+        self._replaced = ReplacedStep(module)
 
     @property
     def frontier(self) -> int:
@@ -106,11 +105,11 @@ class CachedFit:
             ValueError: If nothing can be kept in the first phase, with what to change.
         """
         self._leave()  # a step that the module has passed over
-        if (part := self._known_part(place)) is not None:
+        if (part := self._parts.of_batch(place)) is not None:
             ids, unread = part.loader.handed_out.popleft()
             self._step = _Step(part, place, batch, batch_idx, ids, unread)
             self._serve(self._step)
-            self._take_over(STEPS[place[0]])
+            self._replaced.begin(STEPS[place[0]], self._run)
 
     def change_phase(self) -> None:
         """Look again where the step that was begun can begin, now that other blocks are trained."""
@@ -121,7 +120,7 @@ class CachedFit:
     def end(self) -> None:
         """End the step, and keep what it brought."""
         step, self._step = self._step, None
-        self._give_back()
+        self._replaced.end()
         if step is None:
             return
         try:
@@ -135,9 +134,8 @@ class CachedFit:
     def close(self) -> None:
         """Let go of everything, and remove files that are not to be kept."""
         self._leave()
-        for part in self._parts.values():
-            if part is not None:
-                part.close()
+        for part in self._parts:
+            part.close()
         self._folder.remove()
 
     def _leave(self) -> None:
@@ -145,32 +143,11 @@ class CachedFit:
         if self._step is not None:
             self._step.part.stop()
             self._step = None
-        self._give_back()
+        self._replaced.end()
 
-    def _take_over(self, name: str) -> None:
-        """Have the module's step postpone the frozen blocks; for this one alone, because a module may be copied."""
-        self._own_step = name, self._module.__dict__.get(name)
-        self._module.__dict__[name] = self._postponing(getattr(self._module, name))
-
-    def _give_back(self) -> None:
-        if self._own_step is not None:
-            name, own = self._own_step
-            self._module.__dict__.pop(name, None)
-            if own is not None:
-                self._module.__dict__[name] = own
-        self._own_step = None
-
-    def _postponing(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a module's step that postpones the frozen blocks while it runs on the batch that was begun."""
-
-        @wraps(step)
-        def postponing(*args: Any, **kwargs: Any) -> Any:
-            begun = self._step
-            if begun is None or not self._active():
-                return step(*args, **kwargs)
-            return begun.part.run(partial(step, *args, **kwargs))
-
-        return postponing
+    def _run(self, step: Callable[[], Any]) -> Any:
+        """Run a step of the module on the batch that was begun, with the frozen blocks postponed."""
+        return step() if self._step is None or not self._active() else self._step.part.run(step)
 
     def _serve(self, step: "_Step") -> None:
         """Attach a step's passes, with its batch read after all where the prefix must run."""
@@ -229,6 +206,7 @@ class CachedFit:
                 f"{error or 'another process has none'}"
             )
             return
+        part.asks = decide(part.has_unproven, all=False)
         for block, num_bytes in chosen:
             rank_zero_info(
                 f"FrozenPrefixCache: keeps what {block} reads of {part.num_samples:,} samples ({part.name}), about "
@@ -250,7 +228,7 @@ class CachedFit:
         # decided by all ranks together, so that none runs alone a step that waits for the others
         decide = self._trainer.strategy.reduce_boolean_decision
         if step.batch_idx == 0:
-            part.asks = decide(bool(part.unproven), all=False)
+            part.asks = decide(part.has_unproven, all=False)
             if decide(part.can_serve(step.ids, frontier), all=True):
                 move = partial(self._moved, step.place)
                 reason: CannotCacheError | None = None
@@ -268,7 +246,7 @@ class CachedFit:
 
     def _watched(self, step: "_Step") -> WatchedStep:
         kind, number = step.place
-        loaders = len(self._loaders(kind).flattened)
+        loaders = len(self._parts.loaders(kind).flattened)
         return WatchedStep(self._trainer, self._module, step.batch_idx, None if kind == "train" else (number, loaders))
 
     def _refuse(self, step: "_Step", block: str, reason: str) -> None:
@@ -281,14 +259,13 @@ class CachedFit:
 
     def _follow(self, frontier: int) -> None:
         """Forget what lies above a frontier that went down, and everything if somebody has changed the prefix."""
-        parts = [part for part in self._parts.values() if part is not None]
         if frontier != self._frontier:
             self._frontier = frontier
-            for part in parts:
+            for part in self._parts:
                 part.drop_above(frontier)
         if self._weights.changed(frontier, self._trainer.current_epoch):
             rank_zero_warn("FrozenPrefixCache: somebody has changed weights of frozen blocks; all is kept anew")
-            for part in parts:
+            for part in self._parts:
                 part.close()
                 part.considered.clear()
 
@@ -304,48 +281,6 @@ class CachedFit:
         batch = self._trainer.precision_plugin.convert_input(batch)
         batch = self._module._on_before_batch_transfer(batch, dataloader_idx=place[1])
         return self._trainer.strategy.batch_to_device(batch, dataloader_idx=place[1])
-
-    def _known_part(self, place: Place) -> PrefixPart | None:
-        """Return the samples of a loader, made at its first batch; None where they have no numbers."""
-        kind, number = place
-        loaders = self._loaders(kind)
-        identified = loaders.identified(number) if isinstance(loaders, IdentifiedLoaders) else None
-        if place in self._parts:
-            known = self._parts[place]
-            if known is None:
-                return None
-            if identified is not None and known.is_of(identified):
-                known.follow(identified)
-                return known
-            known.close()
-            rank_zero_warn(
-                f"FrozenPrefixCache: the {known.name} data are others than before, or more; all is kept anew. Where "
-                "loaders are made anew, give them the same data set, or one with an attribute fingerprint"
-            )
-        name = NAMES[kind] + (f" {number}" if number else "")
-        self._parts[place] = None
-        reason = why_not_identified(loaders.flattened[number])
-        if len(loaders.flattened) > 1 and (kind == "train" or loaders._mode != "sequential"):
-            reason = f"there are several {NAMES[kind]} loaders; give one"
-        if reason is not None or identified is None:
-            if kind == "train" and self._trainer.global_step == 0:
-                raise ValueError(f"FrozenPrefixCache: {reason}")
-            rank_zero_warn(f"FrozenPrefixCache: not used for {name} data: {reason}")
-            return None
-        part = PrefixPart(
-            name,
-            self._block_map,
-            identified,
-            unread=frozenset(getattr(self._module, "prefix_inputs", ())),
-            folder=self._folder,
-            dtype=self._dtype,
-        )
-        self._parts[place] = part
-        return part
-
-    def _loaders(self, kind: str) -> Any:
-        loop = self._trainer.fit_loop
-        return loop._combined_loader if kind == "train" else loop.epoch_loop.val_loop._combined_loader
 
     @property
     def _phases_to_come(self) -> list[tuple[Sequence[str], int | None]]:

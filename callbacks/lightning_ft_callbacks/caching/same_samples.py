@@ -8,9 +8,9 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from lightning_ft_callbacks.caching.closeness import equal
 from lightning_ft_callbacks.caching.identified_batches import IdentifiedBatches
 from lightning_ft_callbacks.caching.sample_shapes import CannotCacheError, Samples, SampleShape
-from lightning_ft_callbacks.caching.trees import leaves_of
 
 EVERY = 8  # samples of a batch, one of which is compared whole when it comes again
 FEW = 256  # numbers of each other one, spread over it
@@ -70,8 +70,7 @@ def check_same(loader: IdentifiedBatches, ids: Sequence[int]) -> None:
         finally:
             if isinstance(epoch, Tensor):
                 epoch.sub_(1)
-    one, other = leaves_of(first), leaves_of(second)
-    if len(one) != len(other) or not all(map(_equal, one, other)):
+    if not equal(first, second):
         raise another_sample(type(dataset).__name__, views=loader.views)
 
 
@@ -97,26 +96,3 @@ def another_sample(who: str, *, views: int = 1) -> CannotCacheError:
 def _spread(size: int, num_positions: int) -> Tensor | slice:
     """Return positions that are spread over a size; all if these are few."""
     return slice(None) if size <= num_positions else torch.linspace(0, size - 1, num_positions).long()
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """Tell whether two parts of batches are the same; what is not a number is the same as itself.
-
-    Raises:
-        CannotCacheError: If nobody can tell.
-    """
-    if hasattr(one, "__array__") and hasattr(other, "__array__"):
-        left, right = torch.as_tensor(one), torch.as_tensor(other)
-        if left.shape != right.shape or left.dtype != right.dtype:
-            return False
-        return bool(((left == right) | ((left != left) & (right != right))).all())
-    if type(one) is type(other) and hasattr(one, "__dict__"):
-        left, right = leaves_of(vars(one)), leaves_of(vars(other))
-        return len(left) == len(right) and all(map(_equal, left, right))
-    try:
-        return bool(one == other) or bool(one != one and other != other)
-    except (RuntimeError, TypeError, ValueError):
-        raise CannotCacheError(
-            f"a batch holds a {type(one).__name__}, which cannot be compared with itself; give tensors, in a mapping "
-            "or a sequence"
-        ) from None

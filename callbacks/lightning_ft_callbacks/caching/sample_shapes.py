@@ -35,6 +35,11 @@ class Samples:
         sizes = {BATCH: len(self.ids)}
         return sizes if self.num_tokens is None else sizes | {TOKENS: self.num_tokens}
 
+    @property
+    def may_be_padded(self) -> bool:
+        """Whether there is padding, or nobody knows of any."""
+        return self.lengths is None or min(self.lengths, default=0) < (self.num_tokens or 0)
+
     def place(self, row: int) -> slice:
         """Return where the tokens of a sample stand between their padding."""
         assert self.lengths is not None

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.seed import _collect_rng_states
 from torch import Tensor, nn
 
 from lightning_ft_callbacks.caching.capturing_pass import CapturingPass
+from lightning_ft_callbacks.caching.closeness import equal
 from lightning_ft_callbacks.caching.postponed import Postponed, Promise
 from lightning_ft_callbacks.caching.prefix_cut import Leaf, PrefixCut
 from lightning_ft_callbacks.caching.replaying_pass import ReplayingPass
@@ -52,7 +52,7 @@ class RecordingPass(CapturingPass):
 
     def after_lower(self, call: int, leaves: list[Any]) -> None:  # noqa: ARG002
         """Take everything."""
-        self.has_drawn = not _same(self._before, _collect_rng_states(include_cuda=True))
+        self.has_drawn = not equal(self._before, _collect_rng_states(include_cuda=True))
         self.outputs.append([leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves])
 
 
@@ -89,13 +89,3 @@ class MarkingPass(ReplayingPass):
             return [self._outputs[call][index].clone()]
 
         return self._later(shape, Promise(mark, run.key), 0)
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return all(_same(value, other[key]) for key, value in one.items())
-    if isinstance(one, list | tuple):
-        return all(map(_same, one, other))
-    return bool((one == other) if not hasattr(one, "shape") else (one == other).all())

@@ -1,9 +1,12 @@
 """What is close is so in each number; what is no number is the same only where the other is so too."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
-from lightning_ft_callbacks.caching.closeness import close, tolerance_of
+from lightning_ft_callbacks.caching.closeness import close, equal, tolerance_of
 
 INF, NAN = float("inf"), float("nan")
 
@@ -31,3 +34,30 @@ def test_the_coarsest_type_tells_the_tolerance() -> None:
     assert tolerance_of([torch.zeros(1), torch.zeros(1, dtype=torch.bfloat16)]) == 2e-2
     assert tolerance_of([torch.zeros(1)], torch.float16) == 2e-2
     assert tolerance_of([torch.zeros(1, dtype=torch.long)]) == 0.0
+
+
+class Box:
+    """Holds something."""
+
+    def __init__(self, inside: Any) -> None:
+        self.inside = inside
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (torch.tensor([NAN, 1.0]), torch.tensor([NAN, 1.0]), True),
+        (torch.tensor([NAN, 1.0]), torch.tensor([NAN, 1.0 + 1e-6]), False),
+        (torch.tensor([1]), torch.tensor([1.0]), False),
+        (torch.tensor([1]), np.array([1]), False),
+        (np.array([NAN, 1.0]), np.array([NAN, 1.0]), True),
+        (np.array(["a", "b"]), np.array(["a", "c"]), False),
+        (np.array(["a", "b"]), np.array(["a", "b"]), True),
+        ({"a": [1, "b", NAN]}, {"a": [1, "b", NAN]}, True),
+        ({"a": [1, "b"]}, {"a": [1, "b", 2]}, False),
+        (Box([torch.ones(2)]), Box([torch.ones(2)]), True),
+        (Box([torch.ones(2)]), Box([torch.zeros(2)]), False),
+    ],
+)
+def test_what_is_read_twice_is_the_same_to_the_bit(one: Any, other: Any, same: bool) -> None:
+    assert equal([one], [other]) is same
