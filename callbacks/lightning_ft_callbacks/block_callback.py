@@ -48,6 +48,11 @@ class BlockCallback(Callback):
         """Return the factor on a block's learning rate in one of the user's groups, asked at each update."""
         return 1.0
 
+    @property
+    def sets_rates(self) -> bool:
+        """Whether ``rate_factor`` makes rates of its own, instead of shares of the user's."""
+        return False
+
     def decay_exempt(self, module: LightningModule) -> frozenset[int]:  # noqa: ARG002
         """Return the ``id`` of parameters that shall have no weight decay."""
         return frozenset()
@@ -221,7 +226,7 @@ def reference_rate(trainer: Trainer) -> float:
     """
     check_has_rates(trainer.optimizers, "LRFinder")
     callbacks = _all(trainer)
-    by_rate = any(getattr(callback, "high", None) is not None for callback in callbacks)
+    by_rate = any(callback.sets_rates for callback in callbacks)
     rates = (callbacks[0].peak_rates(trainer) if by_rate else group_peaks(trainer)).values()
     highest = max(rates, default=0.0)
     if not highest > 0:

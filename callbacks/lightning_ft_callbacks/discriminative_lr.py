@@ -141,6 +141,11 @@ class DiscriminativeLR(BlockCallback):
         added = group.get("max_lr", group.get("initial_lr", group["lr"]))
         return self._scale[block] / self._peaks.setdefault(id(group["params"]), float(added) or 1.0)
 
+    @property
+    def sets_rates(self) -> bool:
+        """Whether blocks have rates, by ``high``, and not scales."""
+        return self.high is not None
+
     def decay_exempt(self, module: LightningModule) -> frozenset[int]:
         """Return the parameters that are spared from weight decay."""
         return decay_exempt(module) if self.weight_decay_exempt else frozenset()

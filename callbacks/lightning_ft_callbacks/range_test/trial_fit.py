@@ -57,8 +57,9 @@ def trial_fit(trainer: Trainer, module: LightningModule, data: Any, callback: Ca
         part.callbacks[:0] = [c for c in _listed(configured()) if isinstance(c, heard)]
         return []
 
-    kept = [(c, dict(vars(c))) for c in part.callbacks if isinstance(c, heard)]
-    part.callbacks = [*(c for c, _ in kept), callback, _Stop()]
+    callbacks = [c for c in part.callbacks if isinstance(c, heard)]
+    restores += map(_attributes, callbacks)
+    part.callbacks = [*callbacks, callback, _Stop()]
     part._loggers = [DummyLogger() for _ in part._loggers]  # without a folder, so that nothing is written
     part.num_sanity_val_steps, part.fit_loop = 0, _fresh_loop(trainer)
     vars(own)["configure_callbacks"] = configure_callbacks
@@ -70,9 +71,6 @@ def trial_fit(trainer: Trainer, module: LightningModule, data: Any, callback: Ca
         del vars(own)["configure_callbacks"]
         for name, value in found.items():
             setattr(part, name, value)
-        for own_callback, attributes in kept:
-            vars(own_callback).clear()
-            vars(own_callback).update(attributes)
         for restore in restores:
             restore()
 
@@ -97,6 +95,17 @@ def _held(owner: Any) -> Callable[[], Any]:
         state.restore()
         if isinstance(owner, LightningDataModule):
             vars(owner).update(attributes)
+
+    return restore
+
+
+def _attributes(callback: Callback) -> Callable[[], None]:
+    """Keep what a callback has as attributes, whatever they are: it makes them anew in each fit."""
+    found = dict(vars(callback))
+
+    def restore() -> None:
+        vars(callback).clear()
+        vars(callback).update(found)
 
     return restore
 

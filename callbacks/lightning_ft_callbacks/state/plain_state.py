@@ -150,7 +150,7 @@ class PlainState:
             return self._within(value, *value, depth=depth, in_data=in_data)
         restores = [] if plain else [self._kept(entry, depth, in_data) for entry in entries]
         # not value.copy(), which calls the constructor of a class that somebody made of it
-        copy = next(kind(value) for kind in (dict, set, list) if isinstance(value, kind) or kind is list)
+        copy = dict(value) if isinstance(value, dict) else set(value) if isinstance(value, set) else list(value)
 
         def restore() -> Any:
             for restore_entry in restores:
