@@ -21,6 +21,16 @@ def with_wrapped(optimizer: Optimizer) -> list[Optimizer]:
     return found
 
 
+def takes_one_rate(optimizer: Optimizer) -> bool:
+    """Tell whether an optimizer estimates one learning rate for all its groups, as Prodigy and D-Adaptation do.
+
+    Args:
+        optimizer: The optimizer.
+    """
+    names = [found.__name__ for each in with_wrapped(optimizer) for found in type(each).__mro__]
+    return any(name.startswith(("Prodigy", "DAdapt")) for name in names)
+
+
 def check_scalable(optimizers: Sequence[Optimizer], what: str) -> None:
     """Make sure that blocks can have learning rates of their own.
 
@@ -34,7 +44,7 @@ def check_scalable(optimizers: Sequence[Optimizer], what: str) -> None:
     if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
         raise ValueError("LBFGS takes a single parameter group, so its blocks cannot have rates of their own")
     for optimizer in optimizers:
-        if any(found.__name__ == "Prodigy" for found in type(optimizer).__mro__):
+        if takes_one_rate(optimizer):
             raise ValueError(
                 f"{type(optimizer).__name__} takes one learning rate for all groups, so {what} cannot give each "
                 "block its own"

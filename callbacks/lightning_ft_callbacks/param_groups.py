@@ -1,50 +1,26 @@
 """BlockRates: an optimizer's parameter groups, split by block while it applies an update."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from lightning_ft_callbacks.group_parts import GroupParts, Part, PartKey, PartState
 from lightning_ft_callbacks.optimizers import with_wrapped
 
 # the factor on a user's group's learning rate, given the block's name and that group
 Factor = Callable[[str, Mapping[str, Any]], float]
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """Parameters of one of the user's groups that are in one block and decay alike."""
+class _View(NamedTuple):
+    """A part as one of the optimizer's groups: the factor on its rate, what it was given, and what it left."""
 
-    group: int
-    block: str
-    exempt: bool
-    parameters: list[Parameter]
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """What an optimizer wrote into the part of a block, and what it then was in the user's group.
-
-    From a checkpoint ``shared`` is None until the next update, because a group's tensors are other ones then.
-    """
-
-    own: dict[str, Any]
-    shared: dict[str, Any] | None
-
-    @classmethod
-    def with_group(cls, own: Mapping[str, Any], group: Mapping[str, Any]) -> "_Kept":
-        """Return it as of an update, when the user's group has got its values too."""
-        return cls(dict(own), {key: group.get(key) for key in own})
-
-    def still(self, group: Mapping[str, Any]) -> "_Kept":
-        """Return it without what somebody has changed in the user's group since."""
-        if self.shared is None:
-            return self.with_group(self.own, group)
-        own = {key: value for key, value in self.own.items() if _same(group.get(key), self.shared[key])}
-        return _Kept(own, self.shared)
+    part: Part
+    factor: float
+    given: dict[str, Any]
+    left: dict[str, Any]
 
 
 class BlockRates:
@@ -70,10 +46,10 @@ class BlockRates:
         self._factor = factor
         self._exempt = exempt
         self._users: list[dict[str, Any]] | None = None
-        self._parts: list[_Part] = []
+        self._parts: list[Part] = []
         self._shape: list[tuple[int, int]] = []
-        self._kept: dict[tuple[int, str, bool], _Kept] = {}
-        self._views: list[tuple[_Part, float, dict[str, Any], dict[str, Any]]] = []
+        self._kept = GroupParts(self.optimizer)
+        self._views: list[_View] = []
         self._rates: list[tuple[str, int, Any]] = []
         self._handles: list[RemovableHandle] = []
 
@@ -98,12 +74,15 @@ class BlockRates:
         if users is None:
             return
         self.optimizer.param_groups = users
+        views, self._views = self._views, []
         carried: set[int] = set()
-        for part, factor, given, view in self._views:
-            first = part.group not in carried
+        for place in self._kept.oldest_first([view.part for view in views]):
+            part, factor, given, left = views[place]
+            group, first = users[part.group], part.group not in carried
             carried.add(part.group)
-            self._carry_over(part, factor, given, view, users[part.group], first=first)
-        self._views = []
+            self._kept.carry_over(part, given, left, group, first=first)
+            if first and left["lr"] is not given["lr"] and left["lr"] != given["lr"]:
+                group["lr"] = left["lr"] / factor
 
     def rates(self) -> dict[str, dict[int, float]]:
         """Return the learning rate of the last update by block, and by the user's group where a block is in several.
@@ -115,17 +94,13 @@ class BlockRates:
             rates.setdefault(block, {})[group] = float(rate)
         return rates
 
-    def state_dict(self) -> list[tuple[int, str, bool, dict[str, Any]]]:
+    def state_dict(self) -> list[PartState]:
         """Return what the optimizer wrote for single blocks, for a checkpoint."""
-        kept = self._still_kept(self.optimizer.param_groups if self._users is None else self._users)
-        return [(*key, dict(kept.own)) for key, kept in kept.items()]
+        return self._kept.states(self.optimizer.param_groups if self._users is None else self._users)
 
-    def load_state_dict(self, state: list[tuple[int, str, bool, dict[str, Any]]]) -> None:
+    def load_state_dict(self, state: list[PartState]) -> None:
         """Take what ``state_dict`` returned."""
-        num_groups = len(self.optimizer.param_groups)  # one that is missing is the optimizer's to complain of
-        self._kept = {
-            (group, block, exempt): _Kept(dict(own), None) for group, block, exempt, own in state if group < num_groups
-        }
+        self._kept.load(state, len(self.optimizer.param_groups))
 
     def _before_step(
         self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -150,75 +125,37 @@ class BlockRates:
         if self._users is not None:  # a step that calls its parent class's step splits once
             return
         users = self.optimizer.param_groups
-        self._kept = self._still_kept(users)
+        parts = self._parts_of(users)
+        updated = [part for part in parts if any(parameter.grad is not None for parameter in part.parameters)]
+        thawed = self._kept.begin(updated, parts, users)
         views = []
-        for part in self._parts_of(users):
+        for part in updated:
             group = users[part.group]
-            if all(parameter.grad is None for parameter in part.parameters):
-                continue
             factor = self._factor(part.block, group)
-            kept = self._kept.get((part.group, part.block, part.exempt))
-            given = {**group, **(kept.own if kept else {}), "params": part.parameters}
+            given = self._kept.given(part, group, thawed=part.key in thawed)
             if factor != 1.0:
                 given["lr"] = group["lr"] * factor
             if part.exempt:
                 given["weight_decay"] = 0.0
-            views.append((part, factor, given, dict(given)))
-        named = [(part.block, part.group, given["lr"]) for part, _, given, _ in views if part.block]
+            views.append(_View(part, factor, given, dict(given)))
+        named = [(view.part.block, view.part.group, view.given["lr"]) for view in views if view.part.block]
         self._rates = [(block, group, rate) for block, group, rate in named if rate is not None]
-        plain = all(factor == 1.0 and not part.exempt for part, factor, _, _ in views)
-        if plain and not self._kept:
+        self._users = users
+        if all(view.factor == 1.0 and not view.part.exempt for view in views) and not self._kept.differ:
+            self._views = [view._replace(left=users[view.part.group]) for view in views]
             return
-        self._users, self._views = users, views
-        self.optimizer.param_groups = [view for *_, view in views]
+        self._views = views
+        self.optimizer.param_groups = [view.left for view in views]
 
-    def _parts_of(self, groups: list[dict[str, Any]]) -> list[_Part]:
+    def _parts_of(self, groups: list[dict[str, Any]]) -> list[Part]:
         """Return the parts of the user's groups, found again only where those have changed."""
         shape = [(id(group["params"]), len(group["params"])) for group in groups]
         if shape != self._shape:
-            parts: dict[tuple[int, str, bool], list[Parameter]] = {}
+            parts: dict[PartKey, list[Parameter]] = {}
             for number, group in enumerate(groups):
                 for parameter in group["params"]:
                     exempt = id(parameter) in self._exempt and bool(group.get("weight_decay"))
                     parts.setdefault((number, self._owners.get(id(parameter), ""), exempt), []).append(parameter)
-            self._parts = [_Part(*key, parameters) for key, parameters in parts.items()]
+            self._parts = [Part(*key, parameters) for key, parameters in parts.items()]
             self._shape = shape
         return self._parts
-
-    def _still_kept(self, users: list[dict[str, Any]]) -> dict[tuple[int, str, bool], _Kept]:
-        """Return what the optimizer wrote into parts, frozen ones too, and nobody has changed in a group since."""
-        still = {key: kept.still(users[key[0]]) for key, kept in self._kept.items()}
-        return {key: kept for key, kept in still.items() if kept.own}
-
-    def _carry_over(
-        self,
-        part: _Part,
-        factor: float,
-        given: Mapping[str, Any],
-        view: Mapping[str, Any],
-        group: dict[str, Any],
-        *,
-        first: bool,
-    ) -> None:
-        """Keep what the optimizer wrote into a part, and put that of a group's first part into the user's group."""
-        written = {
-            key: value
-            for key, value in view.items()
-            if key not in ("params", "lr")
-            and not (part.exempt and key == "weight_decay")
-            and (key not in given or not _same(value, given[key]))
-        }
-        if first:
-            group.update(written)
-            if not _same(view["lr"], given["lr"]):
-                group["lr"] = view["lr"] / factor
-        key = (part.group, part.block, part.exempt)
-        if own := (self._kept[key].own if key in self._kept else {}) | written:
-            self._kept[key] = _Kept.with_group(own, group)
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Tell whether two values of a group are the same; tensors only if they are one object."""
-    if one is other:
-        return True
-    return isinstance(one, int | float | str) and isinstance(other, int | float | str) and one == other

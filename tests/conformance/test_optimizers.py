@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from nets import Net, Save, Seen, loader, tensors, trainer
 from prodigyopt import Prodigy
 from schedulefree import AdamWScheduleFree, RAdamScheduleFree, SGDScheduleFree
-from timm.optim import Lookahead
+from timm.optim import Adan, Lamb, Lookahead
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.utils.data import DataLoader
@@ -270,3 +270,59 @@ def test_what_it_keeps_in_groups_survives_phases_and_a_checkpoint_after_any_upda
     for step in range(1, 16):
         resumed = run(ckpt_path=tmp_path / f"step{step}.ckpt", weights_only=True)
         assert all(torch.equal(resumed[name], whole[name]) for name in whole), step
+
+
+class AddingGroups(Switching):
+    """Thaws by hand: a block is a group of its own, which is added when its phase begins."""
+
+    def __init__(self, make: Callable[..., Optimizer], lr: float, steps: int, scale: float) -> None:
+        super().__init__(lambda _: make(self._group("head"), lr=lr), dropout=0.0, norm=False)
+        self.lr, self.steps, self.scale = lr, steps, scale
+        self.automatic_optimization = False
+
+    def _group(self, block: str) -> list[dict[str, Any]]:
+        lr = self.lr * self.scale ** (3 - BLOCKS.index(block))
+        return [{"params": list(self.get_submodule(block).parameters()), "lr": lr}]
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.trainer.optimizers[0]
+        phase, within = divmod(self.trainer.global_step, self.steps)
+        if within == 0 and 0 < phase < len(BLOCKS):
+            optimizer.add_param_group(*self._group(BLOCKS[-1 - phase]))
+            self._switch("train")
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        self.optimizers().step()
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+@pytest.mark.parametrize(
+    "make",
+    [
+        AdamW,
+        partial(AdamWScheduleFree, warmup_steps=5, weight_decay=0.1),
+        SGDScheduleFree,
+        RAdamScheduleFree,
+        Adan,
+        partial(Lamb, max_grad_norm=None),
+        torch.optim.ASGD,
+    ],
+    ids=lambda make: getattr(make, "__name__", None) or make.func.__name__,
+)
+def test_a_thawed_block_is_updated_as_a_group_that_is_added_then_bitwise(
+    make: Callable[..., Optimizer], scale: float
+) -> None:
+    results = []
+    for ours in (True, False):
+        torch.manual_seed(0)
+        module: Net = Switching(partial(make, lr=0.05), dropout=0.0, norm=False)
+        if not ours:
+            module = AddingGroups(make, 0.05, 6, scale)
+            torch.manual_seed(0)
+            module.load_state_dict(Switching(dropout=0.0, norm=False).state_dict())
+        schedule = [{"train": BLOCKS[lowest:], "steps": 6} for lowest in (3, 2, 1)] + [{"train": BLOCKS}]
+        callbacks = [GradualUnfreezing(schedule), DiscriminativeLR(scale)] if ours else []
+        trainer(*callbacks, max_epochs=6, gradient_clip_val=None).fit(module, loader())
+        results.append(tensors(module))
+    ours_weights, theirs = results
+    assert all(torch.equal(ours_weights[name], theirs[name]) for name in theirs)

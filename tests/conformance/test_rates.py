@@ -147,10 +147,10 @@ def test_what_an_optimizer_writes_into_a_group_is_found_again() -> None:
     fit = trainer(callback, kept, max_epochs=2)
     fit.fit(module, loader())
     (state,) = kept.values[-1]["rates"]
-    assert {block: own["k"] for _, block, _, own in state} == dict.fromkeys(
+    assert {block: own["k"] for _, block, _, _, own in state} == dict.fromkeys(
         ["layers.0", "layers.1", "layers.2", "head"], 8
     )
-    sums = {block: own["sum"] for _, block, _, own in state}
+    sums = {block: own["sum"] for _, block, _, _, own in state}
     assert sums == pytest.approx({"layers.0": 0.01, "layers.1": 0.02, "layers.2": 0.04, "head": 0.08})
     assert fit.optimizers[0].param_groups[0]["k"] == 8
 
@@ -169,7 +169,7 @@ def test_a_block_goes_on_with_the_group_where_that_was_written_to_while_it_was_f
 
     def counts(trainer: Any, _: Any) -> tuple[int, dict[str, int]]:
         (kept,) = unfreezing.state_dict()["rates"]
-        return trainer.optimizers[0].param_groups[0]["k"], {block: own["k"] for _, block, _, own in kept}
+        return trainer.optimizers[0].param_groups[0]["k"], {block: own["k"] for _, block, _, _, own in kept}
 
     seen = Seen(counts)
     fit = trainer(unfreezing, DiscriminativeLR(scales={"*": 0.5}), seen, max_epochs=2)
@@ -250,5 +250,5 @@ def test_a_checkpoint_after_the_fit_holds_what_the_optimizer_wrote_for_blocks(en
         fit.fit(module, loader())
         fit.save_checkpoint(tmp_path / "last.ckpt")
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]["GradualUnfreezing"]["rates"]
-    sums = {block: own["sum"] for _, block, _, own in saved[0]}
+    sums = {block: own["sum"] for _, block, _, _, own in saved[0]}
     assert sums == pytest.approx({"layers.0": 0.05, "layers.1": 0.1, "layers.2": 0.2, "head": 0.4})
