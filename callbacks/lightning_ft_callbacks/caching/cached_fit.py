@@ -85,7 +85,7 @@ class CachedFit:
     def has(self, place: Place, loader: IdentifiedBatches, ids: tuple[int, ...]) -> bool:
         """Tell whether a loader's batch of some samples need not be read."""
         part = self.part(place)
-        return part is not None and part.is_of(loader) and part.has(ids, self.frontier)
+        return part is not None and part.samples.is_of(loader) and part.has(ids, self.frontier)
 
     def batch(self, place: Place, ids: tuple[int, ...]) -> Any:
         """Return a batch that need not be read."""
@@ -106,7 +106,7 @@ class CachedFit:
         """
         self._leave()  # a step that the module has passed over
         if (part := self._parts.of_batch(place)) is not None:
-            ids, unread = part.loader.handed_out.popleft()
+            ids, unread = part.samples.loader.handed_out.popleft()
             self._step = _Step(part, place, batch, batch_idx, ids, unread)
             self._serve(self._step)
             self._replaced.begin(STEPS[place[0]], self._run)
@@ -183,10 +183,10 @@ class CachedFit:
         try:
             if is_train and not self._module.automatic_optimization:
                 raise CannotCacheError("under manual optimization a step cannot be tried; use automatic optimization")
-            part.check_data(step.ids)
-            samples = Samples.of_mask(part.numbers(step.ids), mask_of(step.batch))
+            part.samples.check(step.ids)
+            samples = Samples.of_mask(part.samples.numbers(step.ids), mask_of(step.batch))
             room = self._folder.budget.max_bytes - self._folder.budget.used
-            fingerprint = partial(self._fingerprint, part.whole, part.loader.views)
+            fingerprint = partial(self._fingerprint, part.samples.whole, part.samples.loader.views)
             move = partial(self._moved, step.place)
             chosen = part.learn(self._watched(step), step.batch, samples, blocks, room, fingerprint, move)
         except (CannotCacheError, StorageFullError) as found:
@@ -209,7 +209,7 @@ class CachedFit:
         part.asks = decide(part.has_unproven, all=False)
         for block, num_bytes in chosen:
             rank_zero_info(
-                f"FrozenPrefixCache: keeps what {block} reads of {part.num_samples:,} samples ({part.name}), about "
+                f"FrozenPrefixCache: keeps what {block} reads of {len(part.samples):,} samples ({part.name}), about "
                 f"{num_bytes / 1e6:,.0f} MB"
             )
             if num_running := part.num_running(block):
@@ -271,7 +271,7 @@ class CachedFit:
 
     def _read(self, step: "_Step") -> None:
         """Read a batch after all, into the dictionary that everybody has in hand."""
-        batch = self._moved(step.place, step.part.loader.read(step.ids))
+        batch = self._moved(step.place, step.part.samples.loader.read(step.ids))
         step.batch.clear()
         step.batch.update(batch)
         step.unread = False

@@ -63,8 +63,8 @@ class FitParts:
             known = self._parts[place]
             if known is None:
                 return None
-            if identified is not None and known.is_of(identified):
-                known.follow(identified)
+            if identified is not None and known.samples.is_of(identified):
+                known.samples.follow(identified)
                 return known
             known.close()
             rank_zero_warn(

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from lightning_ft_callbacks.caching.capturing_pass import CapturingPass
 from lightning_ft_callbacks.caching.closeness import close, tolerance_of
 from lightning_ft_callbacks.caching.prefix_cut import PrefixCut
 from lightning_ft_callbacks.caching.prefix_watch import Step
@@ -31,6 +32,26 @@ class KeptLine:
     store: SampleStore
     num_compared: int
     is_proven: bool
+
+    def keep(self, captured: CapturingPass, samples: Samples) -> None:
+        """Keep what a step captured, unless it did not run to its end.
+
+        Args:
+            captured: The pass of the step.
+            samples: Its samples.
+
+        Raises:
+            CannotCacheError: If it cannot be kept, with what to change.
+            StorageFullError: If there is no room.
+        """
+        if captured.refusal is not None:
+            raise captured.refusal
+        if len(captured.captured) < len(self.cut.crossings):
+            return
+        tensors = [captured.captured[place] for place in self.cut.crossings]
+        for shape, tensor in zip(self.cut.shapes, tensors, strict=True):
+            shape.see(tensor, samples, f"what is read above {self.cut.block}")
+        self.store.put(samples, tensors)
 
     def gives_the_same(self, step: Step, read: Callable[[], Any], numbers: Sequence[int]) -> bool:
         """Run the prefix of a few samples once more, and tell whether it still gives what is kept of them.

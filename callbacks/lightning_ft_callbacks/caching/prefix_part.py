@@ -8,17 +8,17 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_ft_callbacks.blocks import BlockMap
-from lightning_ft_callbacks.caching.augmented_views import same_data, whole_data
 from lightning_ft_callbacks.caching.batch_inputs import BatchInputs, mask_of
 from lightning_ft_callbacks.caching.capturing_pass import CapturingPass
 from lightning_ft_callbacks.caching.identified_batches import IdentifiedBatches
 from lightning_ft_callbacks.caching.kept_line import KeptLine
+from lightning_ft_callbacks.caching.part_samples import PartSamples
 from lightning_ft_callbacks.caching.prefix_cut import PrefixCut
 from lightning_ft_callbacks.caching.prefix_passes import PrefixPass, run
 from lightning_ft_callbacks.caching.prefix_watch import PrefixWatch, Step
 from lightning_ft_callbacks.caching.read_ahead import ReadAhead
 from lightning_ft_callbacks.caching.replaying_pass import ReplayingPass
-from lightning_ft_callbacks.caching.same_samples import SameSamples, another_sample, check_same
+from lightning_ft_callbacks.caching.same_samples import SameSamples, another_sample
 from lightning_ft_callbacks.caching.same_values import holds_the_same
 from lightning_ft_callbacks.caching.sample_shapes import CannotCacheError, Samples
 from lightning_ft_callbacks.caching.sample_store import SampleStore
@@ -39,6 +39,7 @@ class PrefixPart:
         dtype: The type that floating-point numbers are kept in; None for their own.
 
     Attributes:
+        samples: The samples.
         considered: Lowest trained blocks for which it was decided whether to keep anything.
         refusals: Why nothing is kept below a block.
         asks: Whether any process has a line of which nobody knows whether padding would be read.
@@ -55,13 +56,7 @@ class PrefixPart:
         dtype: torch.dtype | None,
     ) -> None:
         self.name = name
-        self.loader = loader
-        dataset: Any = loader.loader.dataset
-        self.num_samples = len(dataset) * loader.views
-        # folds of one data set find what others have kept by the number in the whole
-        self.whole, subset = whole_data(dataset) if folder.keep else (dataset, None)
-        self._subset = None if subset is None else torch.tensor(subset, dtype=torch.int64)
-        self._lengths = len(dataset), len(self.whole)
+        self.samples = PartSamples(loader, in_whole=folder.keep)
         self.considered: set[str] = set()
         self.refusals: dict[str, str] = {}
         self.asks = False
@@ -78,23 +73,6 @@ class PrefixPart:
         self._step: tuple[Any, Samples] | None = None
         self._same = SameSamples()
         self._read_ahead = ReadAhead()
-
-    def is_of(self, loader: IdentifiedBatches) -> bool:
-        """Tell whether a loader gives this part's samples by their numbers: data may grow, and be made anew."""
-        dataset: Any = loader.loader.dataset
-        if (len(dataset), len(self.whole)) != self._lengths:
-            return False
-        return dataset is self.loader.loader.dataset or same_data(dataset, self.loader.loader.dataset)
-
-    def follow(self, loader: IdentifiedBatches) -> None:
-        """Go on with another loader of the same samples."""
-        self.loader = loader
-
-    def numbers(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """Return the numbers under which samples are kept in this epoch."""
-        first = self.loader.view * self._lengths[1]
-        numbers = ids if self._subset is None else self._subset[list(ids)].tolist()
-        return tuple(first + number for number in numbers)
 
     def learn(
         self,
@@ -135,18 +113,18 @@ class PrefixPart:
             block = cut.block
             store = SampleStore(0, cut.shapes, self._folder.none(), dtype=self._dtype)
             lengths = samples.lengths or (None,)
-            num_bytes = self.num_samples * sum(store.sample_bytes(length) for length in lengths) // len(lengths)
+            num_bytes = len(self.samples) * sum(store.sample_bytes(length) for length in lengths) // len(lengths)
             if chosen and num_bytes > room:
                 continue
             room -= num_bytes
             store = self._folder.store(
                 f"{self.name}-{self._order[block]}",
-                len(self.whole) * self.loader.views,
+                self.samples.num_numbers,
                 cut.shapes,
                 self._dtype,
                 num_bytes,
                 fingerprint(cut),
-                partial(_still_true, self.loader, cut, step, move, len(samples.ids)),
+                partial(_still_true, self.samples.loader, cut, step, move, len(samples.ids)),
             )
             num_compared = FEW if watch.takes_fewer else len(samples.ids)
             self._lines[block] = KeptLine(cut, store, num_compared, samples.may_be_padded)
@@ -166,10 +144,10 @@ class PrefixPart:
         Raises:
             CannotCacheError: If somebody has replaced a module, or given one a hook.
         """
-        line = self._serving(self.numbers(ids), frontier)
+        line = self._serving(self.samples.numbers(ids), frontier)
         assert line is not None
         few = list(ids)[: line.num_compared]
-        return line.gives_the_same(step, lambda: move(self.loader.read(few)), self.numbers(few))
+        return line.gives_the_same(step, lambda: move(self.samples.loader.read(few)), self.samples.numbers(few))
 
     @property
     def has_unproven(self) -> bool:
@@ -178,7 +156,7 @@ class PrefixPart:
 
     def is_unproven(self, batch: Any, ids: Sequence[int], frontier: int) -> bool:
         """Tell whether a batch is padded that will be served from a line that was learnt where nothing was padded."""
-        line = self._serving(self.numbers(ids), frontier)
+        line = self._serving(self.samples.numbers(ids), frontier)
         try:
             return line is not None and not line.is_proven and Samples.of_mask(ids, mask_of(batch)).may_be_padded
         except CannotCacheError:  # which ``begin`` will say
@@ -197,7 +175,7 @@ class PrefixPart:
         Raises:
             CannotCacheError: If it does something else.
         """
-        numbers = self.numbers(ids)
+        numbers = self.samples.numbers(ids)
         line = self._serving(numbers, frontier)
         if line is not None:
             line.prove(step, batch, Samples.of_mask(numbers, mask_of(batch)), device)
@@ -211,7 +189,7 @@ class PrefixPart:
 
     def has(self, ids: Sequence[int], frontier: int) -> bool:
         """Tell whether a batch of some samples need not be read."""
-        numbers = self.numbers(ids)
+        numbers = self.samples.numbers(ids)
         return self._inputs is not None and self._inputs.has(numbers) and self._serving(numbers, frontier) is not None
 
     def batch(self, ids: Sequence[int]) -> Any:
@@ -220,13 +198,13 @@ class PrefixPart:
 
         def read() -> Any:
             with isolate_rng():
-                return self.loader.read(ids)
+                return self.samples.loader.read(ids)
 
-        return self._inputs.batch(self.numbers(ids), read)
+        return self._inputs.batch(self.samples.numbers(ids), read)
 
     def can_serve(self, ids: Sequence[int], frontier: int) -> bool:
         """Tell whether the prefix of some samples is kept."""
-        return self._serving(self.numbers(ids), frontier) is not None
+        return self._serving(self.samples.numbers(ids), frontier) is not None
 
     def begin(self, batch: Any, ids: Sequence[int], frontier: int, device: torch.device, *, unread: bool) -> None:
         """Begin a step: pass over the prefix if its outputs are there, and keep those that are not.
@@ -243,7 +221,7 @@ class PrefixPart:
         """
         if not self._lines:
             return
-        numbers = self.numbers(ids)
+        numbers = self.samples.numbers(ids)
         samples = Samples.of_mask(numbers, mask_of(batch))
         serving = self._serving(numbers, frontier)
         position = -1
@@ -251,7 +229,7 @@ class PrefixPart:
             position = self._order[serving.cut.block]
             serving.cut.check_again()
             if samples.lengths not in (None, serving.store.lengths(numbers)):
-                raise another_sample(type(self.loader.loader.dataset).__name__)
+                raise another_sample(self.samples.kind)
             read = self._read_ahead.get(serving.store, samples)
             kept = [tensor.to(device, non_blocking=True) for tensor in read]
             self._passes.append(ReplayingPass(serving.cut, samples, kept, self._same))
@@ -264,8 +242,8 @@ class PrefixPart:
         self._step = self._inputs.taken(batch) if self._inputs is not None and is_new else batch, samples
         for one in self._passes:
             one.attach()
-        if serving is not None and (upcoming := self.loader.upcoming) is not None:
-            self._read_ahead.begin(serving.store, self.numbers(upcoming), samples)
+        if serving is not None and (upcoming := self.samples.loader.upcoming) is not None:
+            self._read_ahead.begin(serving.store, self.samples.numbers(upcoming), samples)
 
     def run(self, step: Callable[[], Any]) -> Any:
         """Run the step that was begun, perhaps once more because an optimizer asks for it.
@@ -291,23 +269,12 @@ class PrefixPart:
                 self.close()
                 raise one.refusal
         for one in passes:
-            if not isinstance(one, CapturingPass) or step is None:
-                continue
-            _, samples = step
-            cut = one.cut
-            if one.refusal is not None:
-                self.drop(cut.block)
-                raise one.refusal
-            if len(one.captured) < len(cut.crossings):
-                continue  # the step did not run to its end
-            tensors = [one.captured[place] for place in cut.crossings]
-            for shape, tensor in zip(cut.shapes, tensors, strict=True):
-                shape.see(tensor, samples, f"what is read above {cut.block}")
-            try:
-                self._lines[cut.block].store.put(samples, tensors)
-            except CannotCacheError:
-                self.drop(cut.block)
-                raise
+            if isinstance(one, CapturingPass) and step is not None:
+                try:
+                    self._lines[one.cut.block].keep(one, step[1])
+                except CannotCacheError:
+                    self.drop(one.cut.block)
+                    raise
         if passes and step is not None and self._inputs is not None and not self._inputs.has(step[1].ids):
             self._inputs.see(*step)
             self._inputs.put(*step)
@@ -346,18 +313,7 @@ class PrefixPart:
         if not self._lines:
             return None
         store = self._lines[max(self._lines, key=self._order.__getitem__)].store
-        if self._subset is None:
-            return store.share_held()
-        whole = len(self.whole)
-        return store.share_held(torch.cat([self._subset + view * whole for view in range(self.loader.views)]))
-
-    def check_data(self, ids: Sequence[int]) -> None:
-        """Make sure that the data set gives the same for the same number.
-
-        Raises:
-            CannotCacheError: If it does not, with what to change.
-        """
-        check_same(self.loader, list(ids)[:4])
+        return store.share_held(self.samples.all_numbers)
 
     def _serving(self, numbers: Sequence[int], frontier: int) -> KeptLine | None:
         """Return the highest line up to the frontier at which some samples are kept."""
@@ -374,7 +330,7 @@ class PrefixPart:
                 batch,
                 samples,
                 self._unread,
-                len(self.whole) * self.loader.views,
+                self.samples.num_numbers,
                 *self._folder.beside(f"{self.name}-inputs-{self._num_inputs}"),
             )
         except CannotCacheError:
