@@ -33,6 +33,7 @@ class Before(Callback):
 
 def main() -> None:
     """Fit, and print."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell has its background processes ignore
     module, before = Interrupted(), Before()
     data = DataLoader(loader(64).dataset, 8, shuffle=True, num_workers=2, persistent_workers=True)
     ended = ""
