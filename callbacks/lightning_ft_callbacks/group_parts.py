@@ -51,7 +51,7 @@ class _Kept:
         """Return it without what somebody has changed in the user's group since."""
         if self.shared is None:
             return self.with_group(self.own, group, has_states=self.has_states)
-        own = {key: value for key, value in self.own.items() if _same(group.get(key), self.shared[key])}
+        own = {key: value for key, value in self.own.items() if same(group.get(key), self.shared[key])}
         return _Kept(own, self.shared, self.has_states)
 
 
@@ -142,7 +142,7 @@ class GroupParts:
             for key, value in view.items()
             if key not in ("params", "lr")
             and not (part.exempt and key == "weight_decay")
-            and (key in self._written or key not in given or not _same(value, given[key]))
+            and (key in self._written or key not in given or not same(value, given[key]))
         }
         if first:
             group.update(written)
@@ -165,7 +165,7 @@ def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
-def _same(one: Any, other: Any) -> bool:
+def same(one: Any, other: Any) -> bool:
     """Tell whether two values of a group are the same; tensors only if they are one object."""
     if one is other:
         return True

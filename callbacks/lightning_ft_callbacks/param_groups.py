@@ -7,7 +7,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from lightning_ft_callbacks.group_parts import GroupParts, Part, PartKey, PartState
+from lightning_ft_callbacks.group_parts import GroupParts, Part, PartKey, PartState, same
 from lightning_ft_callbacks.optimizers import with_wrapped
 
 # the factor on a user's group's learning rate, given the block's name and that group
@@ -81,7 +81,7 @@ class BlockRates:
             group, first = users[part.group], part.group not in carried
             carried.add(part.group)
             self._kept.carry_over(part, given, left, group, first=first)
-            if first and left["lr"] is not given["lr"] and left["lr"] != given["lr"]:
+            if first and not same(left["lr"], given["lr"]):
                 group["lr"] = left["lr"] / factor
 
     def rates(self) -> dict[str, dict[int, float]]:
