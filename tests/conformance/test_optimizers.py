@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from dadaptation import DAdaptAdam, DAdaptSGD
 from lightning.pytorch import Callback
 from lightning.pytorch.plugins.precision import MixedPrecision
 from nets import Net, Save, Seen, loader, tensors, trainer
@@ -212,13 +213,17 @@ def test_prodigy_has_one_estimate_for_all_blocks_as_with_real_groups() -> None:
         torch.testing.assert_close(ours_weights[name], tensor, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("optimizer", [Prodigy, DAdaptAdam, DAdaptSGD])
 @pytest.mark.parametrize(
     ("callback", "what"),
     [(DiscriminativeLR(0.5), "DiscriminativeLR"), (GradualUnfreezing([{"train": ["*"]}], ramp_steps=3), "ramp_steps")],
 )
-def test_an_optimizer_that_takes_one_rate_alone_is_refused_before_the_first_step(callback: Callback, what: str) -> None:
-    module = Net(partial(Prodigy, lr=1.0))
-    with pytest.raises(ValueError, match=f"Prodigy takes one learning rate for all groups, so {what} cannot"):
+def test_an_optimizer_that_takes_one_rate_alone_is_refused_before_the_first_step(
+    optimizer: type[Optimizer], callback: Callback, what: str
+) -> None:
+    module = Net(partial(optimizer, lr=1.0))
+    message = f"{optimizer.__name__} takes one learning rate for all groups, so {what} cannot"
+    with pytest.raises(ValueError, match=message):
         trainer(callback, max_epochs=1).fit(module, loader())
 
 
