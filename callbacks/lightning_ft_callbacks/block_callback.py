@@ -66,6 +66,10 @@ class BlockCallback(Callback):
         """
         return {}
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Forget a checkpoint that was validated or tested: a fit is resumed from its own alone, read after this."""
+        self._restored_rates = None
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the blocks, and begin to give them their rates.
 

@@ -114,6 +114,11 @@ class GradualUnfreezing(BlockCallback):
             raise ValueError("the schedule brings its own blocks along, so blocks cannot be given too")
         return blocks_of(self.schedule.blocks, module)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Forget a checkpoint that was validated or tested."""
+        super().setup(trainer, pl_module, stage)
+        self._restored = None
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Freeze what the phase does not train.
 
@@ -158,6 +163,11 @@ class GradualUnfreezing(BlockCallback):
         self._hint.release()
         self._fit.drop_states()
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Say which phases to come watch a metric that no epoch so far has logged."""
+        assert self._fit is not None
+        self._fit.begin_epoch()
+
     def on_train_batch_start(
         self,
         trainer: Trainer,
@@ -185,7 +195,9 @@ class GradualUnfreezing(BlockCallback):
             self._fit.before_backward(loss)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Make sure, once in a phase, that gradients reach what is trained."""
+        """Make sure, once in a phase, that gradients reach what is trained; tell frozen parts in train mode."""
+        if self._fit is not None:
+            self._fit.check_modes()
         if pl_module.automatic_optimization and self._fit is not None:
             self._fit.after_backward()
 
@@ -195,6 +207,7 @@ class GradualUnfreezing(BlockCallback):
         """Make sure of it in manual optimization, of whose backward passes only the batch's end is the end."""
         assert self._fit is not None
         self._fit.after_backward()
+        self._fit.after_step()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         if self._history is not None and trainer.loggers and self._history.wants(trainer.global_step):
             self._history.add(trainer.global_step, self.block_rates(), _loss_of(outputs))
@@ -327,8 +340,11 @@ def _loss_of(outputs: Any) -> float | Tensor:
 
 
 def _cached_samples(trainer: Trainer) -> int | None:
-    """Return the training samples of which a callback keeps what frozen blocks give; None where none does."""
+    """Return the training samples of which a callback keeps what frozen blocks give, each by how much it keeps of it.
+
+    None where no callback keeps any.
+    """
     callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     dataset: Any = getattr(trainer.train_dataloader, "dataset", None)
-    keeps = any(getattr(callback, "keeps_prefixes", False) for callback in callbacks)
-    return len(dataset) if keeps and hasattr(dataset, "__len__") else None
+    copies = next((c.planned_copies(trainer) for c in callbacks if hasattr(c, "planned_copies")), None)
+    return round(len(dataset) * copies) if copies is not None and hasattr(dataset, "__len__") else None

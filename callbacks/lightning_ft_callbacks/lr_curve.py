@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_ft_callbacks.range_test.lr_suggestions import METHODS, fall, fallen
-from lightning_ft_callbacks.range_test.short_list import chosen
+from lightning_ft_callbacks.range_test.short_list import chosen, exploded
 from lightning_ft_callbacks.range_test.step_noise import error_of_difference
 
 SMOOTHING = 0.98
@@ -133,7 +133,8 @@ class LRCurve:
                 or ``"steep"``, ``"valley"``, ``"minimum"``, ``"slide"`` as fastai defines them.
 
         Returns:
-            The rate; None where the curve has no information: too few points, or a loss that does not fall.
+            The rate; None where the curve has no information: too few points, or a loss that does not fall; and where
+            the loss exploded in every trial.
 
         Raises:
             ValueError: If the method is unknown, with the nearest one.
@@ -144,7 +145,8 @@ class LRCurve:
         if method != "auto":
             return METHODS[method](*self.known)
         if self.trials:
-            return chosen(self.trials, self.least_gain)
+            best = chosen(self.trials, self.least_gain)
+            return None if exploded(self.trials[best]) else best
         low, high = fallen(*self._measured, HALF), fallen(*self._measured, MOST)
         return (low * high) ** 0.5
 
@@ -172,6 +174,10 @@ class LRCurve:
         num_known = len(self.known[0])
         if num_known < FEWEST:
             return f"the test has {num_known} points to look at, fewer than {FEWEST}"
+        if self.trials and self.suggest() is None:
+            return (
+                f"the loss explodes within a few steps at every rate that was tried, {min(self.trials):.1e} the lowest"
+            )
         return (
             "the loss does not fall by more than its noise at any rate; more steps (num_steps) or larger batches (or "
             "accumulate_grad_batches) show smaller falls"

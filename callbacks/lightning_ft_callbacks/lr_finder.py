@@ -109,8 +109,9 @@ class LRFinder(Callback):
         return torch.linspace(log(self.min_lr), log(self.max_lr), self.num_steps, dtype=torch.float64).exp().tolist()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Be in the first phase, until GradualUnfreezing says that it is another one."""
+        """Be in the first phase, until GradualUnfreezing says otherwise; forget a checkpoint that was only tested."""
         self._phase = 0
+        self._restored = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make sure that rates can be tested.
@@ -217,7 +218,8 @@ class LRFinder(Callback):
         start, least = trainer.strategy.broadcast((curve.suggest(), curve.least_gain) if curve else (None, 0.0))
         if start is None:
             return {}
-        num_steps = int(min(self.trial_steps, trainer.estimated_stepping_batches))
+        length = trainer.estimated_stepping_batches  # -1 where nobody knows
+        num_steps = self.trial_steps if length < 0 else int(min(self.trial_steps, length))
 
         def trial(lr: float) -> Tensor:
             rates = course(lr, num_steps)

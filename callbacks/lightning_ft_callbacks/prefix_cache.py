@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import CombinedLoader, rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from lightning_ft_callbacks.block_callback import BlockCallback
 from lightning_ft_callbacks.blocks import BlockSpec
@@ -57,8 +58,6 @@ class FrozenPrefixCache(BlockCallback):
     Source: Liu et al. 2021, AutoFreeze, arXiv:2102.01386, section 4.
     """
 
-    keeps_prefixes = True  # which the plan asks for
-
     def __init__(
         self,
         *,
@@ -84,6 +83,15 @@ class FrozenPrefixCache(BlockCallback):
         self.views = views
         self.keep = keep
         self._fit: CachedFit | None = None
+
+    def planned_copies(self, trainer: Trainer) -> float:
+        """Return how much is kept of a training sample, in units of what a step computes of it; the plan asks for it.
+
+        Args:
+            trainer: The trainer.
+        """
+        halved = self.dtype is not None and str(trainer.precision).startswith("32")
+        return self.views * (0.5 if halved else 1.0)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Have the fit's loaders tell their samples, from the first one on."""
@@ -121,10 +129,17 @@ class FrozenPrefixCache(BlockCallback):
                 "FrozenPrefixCache does not work with torch.compile, which would compile anew without the frozen "
                 "blocks; set compile: false"
             )
+        if is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
+            raise ValueError(
+                f"FrozenPrefixCache: {type(pl_module).__name__}.training_step takes dataloader_iter, so nobody but it "
+                "knows its batches; let it take a batch"
+            )
         if any(isinstance(part, torch.jit.ScriptModule) for part in pl_module.modules()):
             raise ValueError("FrozenPrefixCache does not work with TorchScript, whose modules nobody can look into")
         run_folder = trainer.log_dir if trainer.loggers else None  # asked on all ranks, because it is broadcast
         token = trainer.strategy.broadcast(uuid4().hex[:12])
+        if trainer.num_nodes > 1:  # which may share a disk, but no memory
+            token = f"{token}-{trainer.node_rank}"
         of_run = Path(run_folder) / FOLDER if run_folder else Path(gettempdir())
         root = of_run if self.directory is None else Path(self.directory)
         num_ranks = max(1, trainer.num_devices if trainer.world_size > 1 else 1)

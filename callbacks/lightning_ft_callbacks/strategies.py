@@ -77,9 +77,12 @@ def rebuild(trainer: Trainer) -> None:
     strategy: Any = trainer.strategy
     if not isinstance(strategy, DDPStrategy) or strategy.lightning_module is None:
         return
-    state = strategy._ddp_comm_state
+    state: Any = strategy._ddp_comm_state
     for kept in ("error_dict", "p_memory_dict", "q_memory_dict"):  # PowerSGD's, by buckets that are gone
         getattr(state, kept, {}).clear()
+    if hasattr(state, "start_powerSGD_iter"):
+        # a new wrapper makes its final buckets after its first step, and so long the gradients go as they are
+        state.iter = max(0, min(state.iter, state.start_powerSGD_iter - 2))
     strategy.model = None
     given = strategy._ddp_kwargs
     strategy._ddp_kwargs = given | {"init_sync": False}

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Timer
 from nets import Net, Seen, loader, trainer
 from torch import nn
 
@@ -336,6 +337,24 @@ def test_the_last_phases_plateau_must_be_logged_too() -> None:
     schedule = [{"train": ["head"], "epochs": 1}, {"train": ["*"], "plateau": {"monitor": "val/acc"}}]
     with pytest.raises(ValueError, match=r"phase 1 watches 'val/acc', but logged is train/loss, val/loss"):
         trainer(GradualUnfreezing(schedule), max_epochs=3).fit(Net(), loader(), loader())
+
+
+@pytest.mark.parametrize("validates", [True, False])
+def test_a_plateau_to_come_of_what_is_never_logged_is_told_after_the_first_epoch(validates: bool) -> None:
+    watched = "val/loss" if validates else "train/loss"
+    schedule = [
+        {"train": ["head"], "epochs": 3},
+        {"train": ["layers.2"], "plateau": {"monitor": f"{watched}es"}},
+        {"train": ["layers.1"], "plateau": {"monitor": watched}},
+        {"train": ["*"]},
+    ]
+    fit = trainer(GradualUnfreezing(schedule), Timer({"seconds": 0}, "epoch", verbose=False), max_epochs=20)
+    fit.fit_loop.min_epochs = 2
+    with pytest.warns(UserWarning, match=f"phase 1 watches '{watched}es', but logged is") as caught:
+        fit.fit(Net(), loader(), loader() if validates else None)
+    told = [str(each.message) for each in caught if "watches" in str(each.message)]
+    assert len(told) == 1
+    assert told[0].endswith(f"; did you mean {watched!r}?")
 
 
 @pytest.mark.parametrize("every", [1, 2])

@@ -184,7 +184,8 @@ class Run(Callback):
             self.val.append(trainer.callback_metrics["val/loss"].item())
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        self.losses.append(outputs["loss"].item())
+        if outputs is not None:  # Lightning has not passed the batch over
+            self.losses.append(outputs["loss"].item())
 
     def watch(self, module: nn.Module) -> None:
         """Count the calls of a module, in a way that is no hook."""

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
-from nets import Net, Save, loader, tensors, trainer
+from nets import Net, Save, Seen, loader, tensors, trainer
 from torch.optim import lr_scheduler as schedulers
 
 from lightning_ft_callbacks import DiscriminativeLR, GradualUnfreezing
@@ -89,3 +89,69 @@ def test_a_checkpoint_loads_without_the_callbacks_and_theirs_without_it(tmp_path
         ckpt_path=tmp_path / "step6.ckpt",
         weights_only=True,
     )
+
+
+class Stop(Callback):
+    """Stops after some epochs, the first time."""
+
+    def __init__(self, epochs: int = 2) -> None:
+        self.epochs = epochs
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
+        if trainer.current_epoch == self.epochs - 1:
+            trainer.should_stop = True
+
+
+def test_a_metric_that_was_changed_judges_its_phase_anew(tmp_path: Path) -> None:
+    class Both(Net):
+        def on_validation_epoch_end(self) -> None:
+            value = float(self.trainer.current_epoch)
+            self.log_dict({"val/loss": value, "val/accuracy": value / 100})
+
+    def schedule(monitor: str, mode: str) -> list[dict[str, Any]]:
+        return [{"train": ["head"], "plateau": {"monitor": monitor, "mode": mode, "patience": 2}}, {"train": ["*"]}]
+
+    first = GradualUnfreezing(schedule("val/loss", "min"), restore_best=True)
+    trainer(first, Save(tmp_path), Stop(), max_epochs=9, num_sanity_val_steps=0).fit(Both(), loader(), loader())
+    resumed = GradualUnfreezing(schedule("val/accuracy", "max"), restore_best=True)
+    heads = Seen(lambda _, module: module.head.weight.detach().clone())
+    fit = trainer(resumed, heads, Stop(4), max_epochs=9, num_sanity_val_steps=0)
+    fit.fit(Both(), loader(), loader(), ckpt_path=tmp_path / "epoch1.ckpt", weights_only=True)
+    assert resumed.phase == 0
+    progress = resumed.state_dict()["progress"]
+    assert progress["best"] == pytest.approx(0.03)
+    assert torch.equal(resumed.state_dict()["best"]["head.weight"], heads.values[-1])
+
+
+@pytest.mark.parametrize("again", ["resumed", "second fit"])
+def test_without_restore_best_no_weights_are_put_back_that_a_run_before_kept(again: str, tmp_path: Path) -> None:
+    class Told(Net):
+        def on_validation_epoch_end(self) -> None:
+            self.log("val/loss", float(self.trainer.current_epoch))
+
+    schedule = [{"train": ["head"], "plateau": {"monitor": "val/loss", "patience": 3}}, {"train": ["*"]}]
+    unfreezing, module = GradualUnfreezing(schedule, restore_best=True), Told()
+    fit = trainer(unfreezing, Save(tmp_path), Stop(), max_epochs=9, num_sanity_val_steps=0)
+    fit.fit(module, loader(), loader())
+    assert unfreezing.state_dict()["best"]
+    ends: list[torch.Tensor] = []
+    starts: list[torch.Tensor] = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:  # noqa: ARG002
+            ends.append(pl_module.head.weight.detach().clone())
+
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any) -> None:  # noqa: ARG002
+            starts.append(pl_module.head.weight.detach().clone())
+
+    if again == "resumed":
+        unfreezing = GradualUnfreezing(schedule)
+        fit, path = trainer(unfreezing, Look(), max_epochs=6, num_sanity_val_steps=0), tmp_path / "epoch1.ckpt"
+        fit.fit(Told(), loader(), loader(), ckpt_path=path, weights_only=True)
+    else:
+        unfreezing.restore_best = False
+        fit.callbacks.append(Look())
+        fit.should_stop = False
+        fit.fit(module, loader(), loader())
+    assert unfreezing.phase == 1
+    assert all(torch.equal(end, start) for end, start in zip(ends, starts[1:], strict=False))

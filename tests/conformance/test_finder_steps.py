@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.plugins.precision import MixedPrecision
 from nets import Net, loader, trainer
 from torch import Tensor
@@ -292,3 +293,17 @@ def test_a_bar_is_shown_where_the_trainer_shows_one(alone: bool, shown: bool, mo
     (bar,) = bars
     assert bar["disable"] is (None if shown else True)  # None is: on a terminal
     assert bar["total"] == bar["steps"] == STEPS
+
+
+@pytest.mark.parametrize("scheduling", [{0: 4}, {0: 2, 1: 4}])
+def test_the_batches_that_a_scheduler_has_a_step_accumulate_are_those_of_the_test(scheduling: dict[int, int]) -> None:
+    class Counted(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            steps.append(self.trainer.accumulate_grad_batches)
+            return super().training_step(batch, batch_idx)
+
+    steps: list[int] = []
+    finder = LRFinder(num_steps=12, trial_steps=0, apply=False)
+    trainer(finder, GradientAccumulationScheduler(scheduling), max_epochs=2).fit(Counted(), loader(64))
+    assert steps[: 12 * scheduling[0]] == [scheduling[0]] * 12 * scheduling[0]
+    assert len(steps) == 12 * scheduling[0] + 2 * 8

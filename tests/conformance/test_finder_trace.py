@@ -19,7 +19,7 @@ from schedulefree import AdamWScheduleFree
 from test_optimizers import Switching
 from test_range_test import Everything, same
 from timm.optim import Lookahead
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
@@ -405,3 +405,73 @@ def test_lr_find_is_refused_where_no_curve_could_come_back(strategy: str) -> Non
 def test_lr_find_is_refused_where_nothing_would_be_trained() -> None:
     with pytest.raises(ValueError, match=r"would train nothing \(max_epochs=0"):
         lr_find(trainer(max_epochs=0), Net(), loader())
+
+
+class MadeLate(Observed):
+    """Makes its head once, in ``configure_model``, as Lightning's pages advise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.head
+        self.head = None
+        self.extra = None
+
+    def configure_model(self) -> None:
+        if self.head is None:
+            self.head = nn.Linear(6, 2)
+            self.extra = self.head.weight
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002
+        if not hasattr(self, "drawn"):
+            self.drawn = torch.rand(()).item()
+
+
+def test_a_fit_after_lr_find_makes_anew_what_hooks_make_once() -> None:
+    runs = []
+    for find in (False, True):
+        torch.manual_seed(0)
+        module, fit = MadeLate(), trainer(max_epochs=1)
+        if find:
+            lr_find(fit, module, loader(64), num_steps=12, trial_steps=0)
+            assert module.head is None
+            assert module.extra is None
+            assert not hasattr(module, "drawn")
+            assert fit.strategy.lightning_module is None
+        fit.fit(module, loader(64))
+        runs.append([module.drawn, tensors(module)])
+    same(*runs)
+
+
+def test_lr_find_after_a_fit_leaves_the_optimizers_for_a_checkpoint(tmp_path: Path) -> None:
+    module, fit = Observed(), trainer(max_epochs=1)
+    fit.fit(module, loader(64))
+    saved = []
+    for name in ("before.ckpt", "after.ckpt"):
+        fit.save_checkpoint(tmp_path / name)
+        saved.append(torch.load(tmp_path / name, weights_only=True))
+        lr_find(fit, module, loader(64), num_steps=12, trial_steps=0)
+    assert saved[0]["optimizer_states"][0]["state"]
+    same(*saved)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_lr_find_that_ends_by_an_error_leaves_trainer_and_module(error: type[BaseException]) -> None:
+    class Failing(Observed):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            if self.fails and batch_idx == 5:
+                raise error("no")
+            return super().training_step(batch, batch_idx)
+
+    runs = []
+    for find in (False, True):
+        torch.manual_seed(0)
+        module, everything = Failing(), Everything()
+        fit = trainer(everything, max_epochs=1)
+        module.fails = True
+        if find:
+            with pytest.raises((error, SystemExit)):
+                lr_find(fit, module, loader(64), num_steps=12, trial_steps=0)
+        module.fails = False
+        fit.fit(module, loader(64))
+        runs.append(everything.seen)
+    same(*runs)

@@ -495,3 +495,44 @@ def test_after_a_resume_that_failed_a_fresh_fit_begins_with_the_first_phase(tmp_
     trainer(unfreezing, finder, phases, max_epochs=2).fit(Net(), loader())
     assert phases.values[0] == 0
     assert finder.curve is not None
+
+
+def test_after_a_test_of_a_checkpoint_a_fresh_fit_begins_with_the_first_phase(tmp_path: Path) -> None:
+    unfreezing = GradualUnfreezing([{"train": ["head"], "epochs": 1}, {"train": ["*"]}])
+    finder = LRFinder(num_steps=12, trial_steps=0, apply=False)
+    fit = trainer(unfreezing, finder, max_epochs=2)
+    fit.fit(Net(), loader())
+    fit.save_checkpoint(tmp_path / "whole.ckpt")
+    phases = Seen(lambda *_: unfreezing.phase)
+    fit = trainer(unfreezing, finder, phases, max_epochs=2)
+    fit.validate(Net(), loader(), ckpt_path=tmp_path / "whole.ckpt", weights_only=True)
+    before = finder.curve
+    fit.fit(Net(), loader())
+    assert phases.values == [0] * 4 + [1] * 4
+    assert finder.curve is not before
+
+
+class TrainsAll(Net):
+    """Puts all of itself in train mode where it should not."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.train()
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("where", ["training_step", "on_train_batch_start"])
+def test_a_module_in_train_mode_within_a_step_moves_no_frozen_statistic_and_is_told(where: str) -> None:
+    module: Any = TrainsAll() if where == "training_step" else Net()
+    if where == "on_train_batch_start":
+        module.on_train_batch_start = lambda *_: (module.train(), None)[1]
+    before = frozen_part(module)
+    saved = Seen(lambda *_: frozen_part(module))
+    fit = trainer(GradualUnfreezing(HEAD_ONLY), saved, max_epochs=2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit.fit(module, loader())
+    for values in (*saved.values, frozen_part(module)):
+        assert all(torch.equal(before[name], values[name]) for name in before)
+    told = [str(warning.message) for warning in caught if "is frozen, but something put it" in str(warning.message)]
+    assert len(told) == 1
+    assert told[0].startswith("layers.0")

@@ -245,6 +245,74 @@ def test_scripted_modules_and_samplers_without_numbers_are_refused() -> None:
         fit(Foreign(RESNET), FrozenPrefixCache(), loaders=(loader, loader))
 
 
+class OwnPlace(DataLoader):
+    """Keeps its place in an epoch, as torchdata's StatefulDataLoader does."""
+
+    def state_dict(self) -> dict[str, int]:
+        return {"batch": 0}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Take the place."""
+
+
+def test_loaders_that_keep_their_own_place_and_steps_that_fetch_batches_are_refused() -> None:
+    loader = OwnPlace(images(), 4)
+    with pytest.raises(ValueError, match="OwnPlace keeps its own place in an epoch"):
+        fit(Foreign(RESNET), FrozenPrefixCache(), loaders=(loader, loader))
+
+    class Fetches(Image):
+        def training_step(self, dataloader_iter: Any) -> Tensor:  # type: ignore[override]
+            return self.loss(next(dataloader_iter)[0])
+
+    with pytest.raises(ValueError, match=r"Fetches\.training_step takes dataloader_iter"):
+        fit(Fetches(RESNET), FrozenPrefixCache())
+
+
+class Holes(torch.utils.data.Dataset):
+    """Has a sample that nobody can read."""
+
+    def __init__(self) -> None:
+        self.data = images(48)
+        self.names = ["image"] * 48
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Any:
+        return None if index == 9 else self.data[index]
+
+
+def collate_readable(samples: list[Any]) -> Any:
+    """Return a batch; None where a sample cannot be read, which Lightning passes over."""
+    return None if None in samples else torch.utils.data.default_collate(samples)
+
+
+def test_a_batch_that_lightning_passes_over_shifts_no_samples() -> None:
+    def loaders() -> tuple[DataLoader, DataLoader]:
+        torch.manual_seed(1)
+        return DataLoader(Holes(), 8, shuffle=True, collate_fn=collate_readable), DataLoader(images(8), 8)
+
+    without, cached, *_ = both(lambda: Image(RESNET), loaders=loaders, epochs=3)
+    cached.same_as(without)
+
+
+def ask_for_names(worker: int) -> None:
+    """Ask for the data set, as the pages of torch advise."""
+    assert worker >= 0
+    info = torch.utils.data.get_worker_info()
+    assert info is not None
+    assert info.dataset.names == ["image"] * 48
+
+
+def test_a_worker_finds_its_data_set_behind_augmented_views() -> None:
+    def loaders() -> tuple[DataLoader, DataLoader]:
+        torch.manual_seed(1)
+        options: dict[str, Any] = {"num_workers": 1, "worker_init_fn": ask_for_names, "collate_fn": collate_readable}
+        return DataLoader(Holes(), 8, **options), DataLoader(images(8), 8)
+
+    fit(Image(RESNET), FrozenPrefixCache(views=2), loaders=loaders(), epochs=2)
+
+
 # what a module is while the fit goes on
 
 
@@ -276,3 +344,16 @@ class PassesOver(Image):
 def test_a_batch_that_the_module_passes_over_changes_nothing() -> None:
     without, cached, *_ = both(PassesOver, epochs=3)
     cached.same_as(without)
+
+
+@pytest.mark.parametrize(("options", "copies"), [({}, 1.0), ({"dtype": "bf16"}, 0.5), ({"views": 3}, 3.0)])
+def test_the_plan_shows_the_room_of_what_is_kept(options: dict[str, Any], copies: float) -> None:
+    seen: list[Any] = []
+
+    class Plan(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
+            seen.append(next(c.plan for c in trainer.callbacks if getattr(c, "plan", None)).phases[0].cached[1])
+
+    for cache in (FrozenPrefixCache(), FrozenPrefixCache(**options)):
+        fit(Image(RESNET), Plan(), cache, epochs=2)
+    assert seen[1] == copies * seen[0] > 0

@@ -82,11 +82,23 @@ def test_two_ranks_test_learning_rates_as_one_process(
         torch.testing.assert_close(first[name], tensor, rtol=2e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize(("strategy", "without"), [("lr_finder_only_tells", "ddp"), ("lr_finder_powersgd", "powersgd")])
+def test_a_test_on_two_ranks_leaves_no_trace(strategy: str, without: str, tmp_path: Path) -> None:
+    tested, alone = weights(strategy, tmp_path / "tested"), weights(without, tmp_path / "alone")
+    assert len(tested[0]["curve"]) > 10
+    for mine, theirs in zip(tested, alone, strict=True):
+        assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
 def test_ranks_agree_bitwise_with_compressed_gradients(one_process: dict[str, Weights], tmp_path: Path) -> None:
     first, second = weights("powersgd", tmp_path / "out")
     assert all(torch.equal(first[name], second[name]) for name in first)
     alone = one_process["one"]
     assert any(not torch.allclose(first[name], alone[name], atol=1e-5) for name in alone)  # compressed, indeed
+    # none is in a phase's first two steps, the first of which a new wrapper makes its final buckets after
+    steps = first["compressions"].tolist()
+    assert [step for step, count in enumerate(steps) if count == 0] == [0, 3, 8, 12]
+    assert all(steps[begin + 1] == 1 for begin in (0, 3, 8, 12))
 
 
 def test_two_ranks_resumed_after_any_batch_and_any_epoch_end_as_ranks_never_stopped(tmp_path: Path) -> None:

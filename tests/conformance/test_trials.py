@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from nets import Net, loader, trainer
 from torch import Tensor
 from torch.optim import Adam
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_ft_callbacks import LRFinder, lr_find
 from lightning_ft_callbacks.range_test.short_list import NUM_SCORED, course
@@ -98,6 +99,18 @@ def test_no_trial_is_longer_than_the_fit() -> None:
     assert len(seen) > STEPS
 
 
+class Stream(IterableDataset):
+    def __iter__(self) -> Any:
+        return iter(zip(*next(iter(loader(64, 64))), strict=True))
+
+
+def test_trials_on_a_stream_of_unknown_length_are_as_long_as_asked_for() -> None:
+    lr_find(trainer(max_epochs=1), TwoFalls(), DataLoader(Stream(), 8), **RANGE)
+    assert (len(seen) - STEPS) % (TRIAL + NUM_SCORED) == 0
+    trial = seen[STEPS : STEPS + TRIAL + NUM_SCORED]
+    assert [step["rate"] > 0 for step in trial] == [True] * TRIAL + [False] * NUM_SCORED
+
+
 @pytest.mark.parametrize("options", [{"suggestion": "valley"}, {"trial_steps": 0}])
 def test_the_curve_alone_is_believed_where_that_is_asked_for(options: dict[str, Any]) -> None:
     finder = LRFinder(**(RANGE | options))
@@ -122,3 +135,20 @@ def test_a_rate_that_explodes_in_its_trial_is_left() -> None:
 def test_a_negative_number_of_steps_is_refused() -> None:
     with pytest.raises(ValueError, match="expected trial_steps to be at least 0, but got -1"):
         LRFinder(trial_steps=-1)
+
+
+def test_where_every_trial_explodes_the_users_rate_stays_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    class Doomed(TwoFalls):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            found = super().training_step(batch, batch_idx)
+            return found + (1e6 if len(seen) > STEPS and abs(self.first.item() + 0.005) > 1e-8 else 0.0)
+
+    finder = LRFinder(**RANGE)
+    with caplog.at_level("INFO"):
+        trainer(finder, max_epochs=1).fit(Doomed(), loader(64))
+    assert finder.curve is not None
+    assert len(finder.curve.trials) > 1
+    assert finder.found is finder.factor is None
+    assert seen[-1]["rate"] == 0.01
+    assert "explodes within a few steps at every rate that was tried" in caplog.text
+    assert "the learning rate stays 0.01" in caplog.text

@@ -188,6 +188,22 @@ def test_a_compiled_module_is_compiled_no_more_than_once_a_phase(part: str) -> N
 
 
 @pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_steps_are_compiled_once_more_for_each_further_phase() -> None:
+    counts = []
+    for callbacks in ([], [GradualUnfreezing("gradual"), DiscriminativeLR(0.9)]):
+        torch._dynamo.reset()
+        backend = Counting()
+        _, fitted, _ = compiled("the module", backend)
+        seen = Seen(lambda _, __, backend=backend: backend.num_compiled)
+        trainer(*callbacks, seen, max_epochs=5).fit(fitted, loader(), loader())
+        counts.append(seen.values)
+    plain, ours = counts  # dynamo itself compiles anew when the batch's number changes
+    assert ours[3] == plain[3]
+    assert ours[-1] - plain[-1] == 3 * 2  # of training and of validation
+    assert all(len(set(ours[4 * epoch : 4 * epoch + 4])) == 1 for epoch in range(1, 5))
+
+
+@pytest.mark.usefixtures("fresh_compiler")
 def test_fifteen_different_phases_are_within_the_compilers_limit() -> None:
     module = Net(lambda parameters: SGD(parameters, lr=0.01))
     module.compile(backend="eager")

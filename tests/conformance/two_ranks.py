@@ -69,6 +69,8 @@ STRATEGIES: dict[str, Any] = {
     "one_lr_finder": lambda: "auto",
     "lr_finder_once": lambda: "ddp",
     "one_lr_finder_once": lambda: "auto",
+    "lr_finder_only_tells": lambda: "ddp",
+    "lr_finder_powersgd": PowerSGD,
     "lr_finder_fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
 }
 
@@ -86,6 +88,7 @@ class Ranked(Net):
         )
         self.out = out
         self.same_batches = same_batches
+        self.compressions: list[int] = []
 
     def train_dataloader(self) -> DataLoader:
         """Return batches of 8 for all ranks together, each the same again if a run is to be stopped within an epoch."""
@@ -101,8 +104,13 @@ class Ranked(Net):
         """Log what ranks do not agree on."""
         self.log("val/own", float(self.current_epoch) * (-1.0 if self.global_rank else 1.0))
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """Note how far PowerSGD has come, which compresses nothing while a new wrapper has no final buckets."""
+        if (state := getattr(self.trainer.strategy, "_ddp_comm_state", None)) is not None:
+            self.compressions.append(state.iter)
+
     def on_train_end(self) -> None:
-        weights: dict[str, Tensor] = {}
+        weights: dict[str, Tensor] = {"compressions": torch.tensor(self.compressions)} if self.compressions else {}
         for name, parameter in self.named_parameters():
             value: Any = parameter.detach()
             weights[name] = (value.full_tensor() if isinstance(value, DTensor) else value).clone()
@@ -173,7 +181,13 @@ def fit(strategy: str, out: Path, *callbacks: Callback, checkpoint: Path | None 
     out.mkdir(exist_ok=True)
     best = "best" in strategy
     schedule = BEST if best else DISPUTED if strategy == "disputed" else SCHEDULE
-    finder = LRFinder(min_lr=1e-4, max_lr=10.0, num_steps=40, each_phase=not strategy.endswith("once"))
+    finder = LRFinder(
+        min_lr=1e-4,
+        max_lr=10.0,
+        num_steps=40,
+        each_phase=not strategy.endswith("once"),
+        apply=strategy not in ("lr_finder_only_tells", "lr_finder_powersgd"),
+    )
     trainer(
         GradualUnfreezing(schedule, ramp_steps=2, restore_best=best),
         DiscriminativeLR(0.8),

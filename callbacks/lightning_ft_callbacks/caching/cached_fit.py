@@ -185,7 +185,7 @@ class CachedFit:
                 raise CannotCacheError("under manual optimization a step cannot be tried; use automatic optimization")
             part.samples.check(step.ids)
             samples = Samples.of_mask(part.samples.numbers(step.ids), mask_of(step.batch))
-            room = self._folder.budget.max_bytes - self._folder.budget.used
+            room = self._folder.room
             fingerprint = partial(self._fingerprint, part.samples.whole, part.samples.loader.views)
             move = partial(self._moved, step.place)
             chosen = part.learn(self._watched(step), step.batch, samples, blocks, room, fingerprint, move)

@@ -126,7 +126,7 @@ class IdentifiedBatches:
         own["batch_sampler"] = _Drawing(loader.batch_sampler, self._drawn, self, source)
         own["_iterator"] = None
         if self._tells_view:
-            own["dataset"] = _PassingData(self._augmented or loader.dataset, self._augmented)
+            own["dataset"] = _PassingData(loader.dataset, self._augmented)
             own["collate_fn"] = _PassingCollate(loader.collate_fn)
 
     def __len__(self) -> int:
@@ -180,7 +180,8 @@ class IdentifiedBatches:
                 batch = self._source.batch(self, ids)
             elif known or view != self.view:  # what was kept when the batch was drawn is gone, or it is another view
                 batch, known = self.read(ids), False
-            self.handed_out.append((ids, known))
+            if batch is not None:  # which Lightning passes over
+                self.handed_out.append((ids, known))
             yield batch
 
 
@@ -237,9 +238,15 @@ class _PassingData:
     def __len__(self) -> int:
         return len(self._dataset)
 
+    def __getattr__(self, name: str) -> Any:
+        """Return what a worker's ``worker_init_fn`` looks for in its data set."""
+        if name.startswith("__") or name == "_dataset":  # while it is unpickled in a worker
+            raise AttributeError(name)
+        return getattr(self._dataset, name)
+
     def __getitems__(self, ids: Any) -> tuple[int, Any]:
         view = 0 if self._augmented is None else int(self._augmented.view)
-        return view, KNOWN if ids == KNOWN else samples_of(self._dataset, ids)
+        return view, KNOWN if ids == KNOWN else samples_of(self._augmented or self._dataset, ids)
 
 
 class _PassingCollate:
@@ -273,4 +280,9 @@ def why_not_identified(loader: Any) -> str | None:
         return "the DataLoader has batch_size=None, so nobody knows its samples; let it make the batches"
     if not getattr(loader, "in_order", True):
         return "the DataLoader has in_order=False, so its batches cannot be told apart"
+    if hasattr(loader, "state_dict"):
+        return (
+            f"{type(loader).__name__} keeps its own place in an epoch for a checkpoint, which it would lose; give a "
+            "DataLoader"
+        )
     return None

@@ -1,6 +1,8 @@
 """SampleStore: tensors of single samples, without padding, found again by the sample's number."""
 
-from collections.abc import Sequence
+import fcntl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 
@@ -51,6 +53,7 @@ class SampleStore:
         self.dtype = dtype
         self._dtypes = [dtype if dtype and shape.dtype.is_floating_point else shape.dtype for shape in shapes]
         self._index = open_index(num_samples, index)
+        self._index_file = index
         self._layout = [shape.token_dims for shape in shapes]
 
     def holds(self, ids: Sequence[int]) -> bool:
@@ -102,6 +105,7 @@ class SampleStore:
         if not new:
             return
         here = [_narrowed(tensor.detach(), dtype) for tensor, dtype in zip(tensors, self._dtypes, strict=True)]
+        entries: list[tuple[int, int, int, int]] = []
         for row in new:
             length = None if samples.lengths is None else samples.lengths[row]
             segment, offset, room = self.storage.reserve(self.sample_bytes(length))
@@ -111,9 +115,23 @@ class SampleStore:
                 size = part.numel() * part.element_size()
                 room[start : start + size].view(part.dtype).view(part.shape).copy_(part)
                 start += _room(size)
-            entry = self._index[samples.ids[row]]
-            entry[OFFSET], entry[LENGTH] = offset, length or 0
-            entry[SEGMENT] = segment
+            entries.append((samples.ids[row], offset, length or 0, segment))
+        with self._alone():
+            for number, offset, length, segment in entries:
+                entry = self._index[number]
+                if not entry[SEGMENT]:  # another process may have kept it meanwhile
+                    entry[OFFSET], entry[LENGTH] = offset, length
+                    entry[SEGMENT] = segment
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes from the index, which may have drawn a sample too, and keep it at the same time."""
+        if self._index_file is None:
+            yield
+            return
+        with self._index_file.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     def get(self, samples: Samples) -> list[Tensor]:
         """Return the tensors of a batch on the CPU, each of shape (batch, ...), with zeros for padding.

@@ -76,9 +76,15 @@ class StoreFolder:
         self._memory = SHARED_MEMORY / f"lightning-ft-{FIT}{token}"
         self._locks: dict[Path, Any] = {}
         self._open: dict[int, _Open] = {}
+        self._in_shared_memory: dict[int, int] = {}
         self._number = 0
         for place in {root, SHARED_MEMORY, *left_behind}:
             _remove_orphans(place)
+
+    @property
+    def room(self) -> int:
+        """The memory that is left for this process's share of stores [byte]."""
+        return self.budget.max_bytes - self.budget.used - sum(self._in_shared_memory.values()) // self._num_ranks
 
     def none(self) -> Storage:
         """Return storage that is asked for nothing."""
@@ -126,7 +132,10 @@ class StoreFolder:
             return SampleStore(num_samples, shapes, storage, dtype=dtype, index=folder / INDEX if files else None)
 
         if not self.keep or fingerprint is None:
-            return opened(folder, self._rank)
+            store = opened(folder, self._rank)
+            if folder.parent == self._memory:
+                self._in_shared_memory[id(store)] = num_bytes
+            return store
         described = description(num_samples, shapes, dtype)
         store, values = self._kept(folder, described, fingerprint, opened, proven)
         if store is None:
@@ -190,6 +199,7 @@ class StoreFolder:
 
         What several processes fill together is kept only when it is complete, because some may still be writing.
         """
+        self._in_shared_memory.pop(id(store), None)
         one = self._open.pop(id(store), None)
         if one is not None and self._rank == 0 and (store.num_held == store.num_samples or not self._shared):
             values, count = one.values, store.num_samples
@@ -210,7 +220,7 @@ class StoreFolder:
         """Return the folder for files: in shared memory if they fit there and go with the fit, else on the disk."""
         if not self._shared or self.keep or not SHARED_MEMORY.is_dir():
             return self._folder
-        room = min(self.budget.max_bytes * self._num_ranks - self.budget.used, shutil.disk_usage(SHARED_MEMORY).free)
+        room = min(self.room * self._num_ranks, shutil.disk_usage(SHARED_MEMORY).free)
         return self._memory if num_bytes * 1.2 < room else self._folder
 
     def _storage(self, folder: Path, *, in_files: bool, writer: int | None = None) -> Storage:

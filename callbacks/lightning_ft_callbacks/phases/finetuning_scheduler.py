@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from lightning_ft_callbacks.phases.phase import Phase, Plateau
@@ -55,6 +56,10 @@ def phases_and_blocks(data: Mapping[int, Any], place: str) -> tuple[list[Phase],
                 raise ValueError(
                     f"{place}, phase {number}: max_transition_epoch={until} has no counterpart after {after}"
                 )
+            rank_zero_info(
+                f"{place}, phase {number}: ends at epoch {until}; early stopping, by which finetuning-scheduler would "
+                "end it before, is left out, because a phase ends in one way"
+            )
             phases.append(Phase(train, epochs=until - begun))
             begun = until
         else:

@@ -22,10 +22,14 @@ class _Statistic:
     version: int
     value: Tensor
 
-    def restore(self) -> "_Statistic":
-        """Put the statistic back where somebody has changed it."""
+    def restore(self, *, surely: bool) -> "_Statistic":
+        """Put the statistic back where somebody has changed it.
+
+        Args:
+            surely: Whether its norm may have learnt, which leaves no trace in the buffer's version.
+        """
         now = getattr(self.module, self.name)
-        if now is self.buffer and now._version == self.version:
+        if not surely and now is self.buffer and now._version == self.version:
             return self
         with torch.no_grad():
             self.buffer.copy_(self.value)
@@ -159,13 +163,22 @@ class Freezer:
 
     def enforce(self) -> None:
         """Put modes and statistics of frozen blocks right again, where validation or another callback changed them."""
-        for module in self._frozen:
-            if module.training:
-                module.training = False
-        self._statistics = [statistic.restore() for statistic in self._statistics]
+        training = {module for module in self._frozen if module.training}
+        for module in training:
+            module.training = False
+        self._statistics = [statistic.restore(surely=statistic.module in training) for statistic in self._statistics]
+
+    @property
+    def disturbed(self) -> str | None:
+        """The path of a module of a frozen block that somebody has put in train mode since; None where nobody has."""
+        if not any(module.training for module in self._frozen):
+            return None
+        found = {part for part in self._frozen if part.training and not [*part.children()]}
+        return next((path for path, part in self.block_map.root.named_modules() if part in found), None)
 
     def release(self) -> None:
-        """Leave flags and modes as they were found."""
+        """Leave flags and modes as they were found, and statistics as they were frozen."""
+        self.enforce()
         for name, parameter in self.block_map.root.named_parameters():
             if name in self._found_flags and parameter.requires_grad != self._found_flags[name]:
                 parameter.requires_grad_(self._found_flags[name])

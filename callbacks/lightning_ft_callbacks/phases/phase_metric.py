@@ -4,7 +4,7 @@ import re
 from difflib import get_close_matches
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_ft_callbacks.freeze_schedule import FreezeSchedule
 from lightning_ft_callbacks.phases.phase import Phase, Plateau
@@ -56,6 +56,24 @@ def tell_misspelt(schedule: FreezeSchedule, trainer: Trainer) -> None:
                 f"phase {number} watches {monitor!r}, which the sanity check has not logged, but {', '.join(logged)}; "
                 f"did you mean {near[0]!r}?"
             )
+
+
+def tell_unlogged(schedule: FreezeSchedule, trainer: Trainer, first: int) -> None:
+    """Say which phases to come watch what an epoch and its validation have not logged.
+
+    It is no error before such a phase: a module may log a metric later.
+
+    Args:
+        schedule: The phases.
+        trainer: The trainer, after an epoch.
+        first: The first phase to come.
+    """
+    logged = sorted(trainer.callback_metrics)
+    for number, phase in enumerate(schedule.phases[first:-1], first):
+        if phase.plateau is not None and (monitor := phase.plateau.monitor) not in logged:
+            near = get_close_matches(monitor, logged, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            rank_zero_warn(f"phase {number} watches {monitor!r}, but logged is {', '.join(logged) or 'nothing'}{hint}")
 
 
 def validation_metrics(trainer: Trainer) -> frozenset[str]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -17,7 +18,13 @@ from lightning_ft_callbacks.phases.freezing import Freezer
 from lightning_ft_callbacks.phases.idle_optimizers import idle_notes, idle_optimizers
 from lightning_ft_callbacks.phases.lost_gradients import GradientWatch
 from lightning_ft_callbacks.phases.phase import Plateau
-from lightning_ft_callbacks.phases.phase_metric import check_metrics, logged_value, metric_of, validation_metrics
+from lightning_ft_callbacks.phases.phase_metric import (
+    check_metrics,
+    logged_value,
+    metric_of,
+    tell_unlogged,
+    validation_metrics,
+)
 from lightning_ft_callbacks.phases.phase_progress import PhaseProgress, continued
 from lightning_ft_callbacks.phases.reachable import check_reachable
 from lightning_ft_callbacks.phases.weight_averages import WeightAverages, tell_averaged
@@ -42,6 +49,7 @@ class PhasedFit:
         trained: The names of the blocks that each phase trains, input first; not those that the user has frozen.
         progress: Where in the schedule the fit is.
         best: The best weights of the phase.
+        judged_by: The metric that judges the phase, and its mode; None where none does.
 
     Raises:
         ValueError: If the schedule does not fit the module or the trainer.
@@ -66,9 +74,11 @@ class PhasedFit:
         self._freezer.check_trainable(matched)
         self.trained = tuple(self._freezer.learning(blocks) for blocks in matched)
         self._freezer.check_held(dict.fromkeys(name for names in self.trained for name in names))
+        self.judged_by: list[str] | None = None
         self._averages: WeightAverages | None = None
         self._changing: set[str] = set()
         self._watch = GradientWatch()
+        self._told_modes = self._told_unlogged = self._ended_epoch = False
         self._validated: frozenset[str] | None = None
 
     @property
@@ -111,6 +121,7 @@ class PhasedFit:
         """
         if before._block_map.root is self._block_map.root:
             self.progress, self.best = before.progress, BestWeights(self._block_map, before.best.kept)
+            self._forget_unless(before.judged_by)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a checkpoint was.
@@ -120,6 +131,7 @@ class PhasedFit:
         """
         self.progress = continued(state, self.schedule.phases, self.trained)
         self.best.load_state_dict(state["best"])
+        self._forget_unless(state.get("judged_by"))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the schedule, where in it the fit is, and the best weights of the phase."""
@@ -128,11 +140,13 @@ class PhasedFit:
             "phases": [phase.to_dict() for phase in self.schedule.phases],
             "trained": [list(names) for names in self.trained],
             "best": self.best.state_dict(),
+            "judged_by": self.judged_by,
         }
 
     def apply(self) -> None:
         """Freeze and thaw for the phase, on all ranks alike."""
         assert self.trainer is not None
+        self.judged_by = _named(self._metric)
         if self._averages is None:
             self._averages = WeightAverages(self.trainer, lambda name: name not in self._changing)
             allow_recompiles(len(self.schedule.phases))
@@ -196,6 +210,13 @@ class PhasedFit:
         """
         return 1.0 if self.trainer is None else self.progress.ramp(block, self.trainer.global_step, ramp_steps)
 
+    def begin_epoch(self) -> None:
+        """Say, once all that a first epoch logs is there, which phases to come watch something else."""
+        assert self.trainer is not None
+        if not self._told_unlogged and self._ended_epoch and (self._validated or not self.trainer.enable_validation):
+            tell_unlogged(self.schedule, self.trainer, self.progress.phase + 1)
+            self._told_unlogged = True
+
     def before_step(self) -> None:
         """Put right what others changed of frozen blocks, and watch the gradients of a phase's first step."""
         self._freezer.enforce()
@@ -220,6 +241,21 @@ class PhasedFit:
             f"phase {number} trains nothing that this loss depends on{also}; leave out its backward pass where "
             "loss.requires_grad is False, or train more blocks in this phase"
         )
+
+    def check_modes(self) -> None:
+        """Say, once, that frozen blocks were in train mode in a step."""
+        if self._told_modes or (path := self._freezer.disturbed) is None:
+            return
+        self._told_modes = True
+        rank_zero_warn(
+            f"{path} is frozen, but something put it in train mode within the step, in training_step or the module's "
+            "on_train_batch_start: dropout and batch statistics are those of training. Call train() before, in "
+            "on_train_epoch_start, or on what is trained alone"
+        )
+
+    def after_step(self) -> None:
+        """Put right what the step changed of frozen blocks."""
+        self._freezer.enforce()
 
     def after_backward(self) -> None:
         """Make sure, once in a phase, that gradients reach what is trained.
@@ -247,6 +283,7 @@ class PhasedFit:
             ValueError: If the metric is not logged, with those that are.
         """
         assert self.trainer is not None
+        self._ended_epoch = True
         metric = self._metric
         if metric is None or metric.monitor in (self._validated or ()):
             return
@@ -286,6 +323,14 @@ class PhasedFit:
         is_last = phase is self.schedule.phases[-1]
         return metric_of(phase, self.trainer) if self._restore_best and not is_last else phase.plateau
 
+    def _forget_unless(self, judged_by: list[str] | None) -> None:
+        """Forget how good the phase has become where another metric told it, and best weights that nobody wants."""
+        progress = self.progress
+        if judged_by != _named(self._metric):
+            progress.best, progress.kept, progress.num_bad = None, None, 0
+        if progress.kept is None or not self._restore_best:
+            progress.kept, self.best.kept = None, {}
+
     def _judge(self, metric: Plateau) -> None:
         """Compare the phase's metric with its best, decided on one rank for all."""
         assert self.trainer is not None
@@ -299,3 +344,7 @@ class PhasedFit:
         if self._restore_best and replace(metric, min_delta=0.0).improves(value, self.progress.kept):
             self.progress.kept = value
             self.best.keep(self.trained_blocks)
+
+
+def _named(metric: Plateau | None) -> list[str] | None:
+    return None if metric is None else [metric.monitor, metric.mode]

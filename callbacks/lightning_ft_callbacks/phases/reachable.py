@@ -44,7 +44,7 @@ class FitLength:
         per_epoch = ceil(batches / trainer.accumulate_grad_batches) if batches not in (0, inf) else inf
         if trainer.max_steps >= 0 and per_epoch != inf:
             epochs = min(epochs, trainer.max_steps / per_epoch)
-        elif epochs != inf and total != inf:
+        elif epochs != inf and 0 <= total < inf:
             per_epoch = total / epochs if epochs else per_epoch
         return cls(epochs, per_epoch, between)
 

@@ -47,6 +47,8 @@ def walk(
 ) -> dict[float, Tensor]:
     """Try a rate and its neighbours, by threes, upwards while that is clearly better, else downwards.
 
+    Where the losses of the first explode, it begins with the highest rate below of which they do not.
+
     Args:
         start: The first rate.
         trial: Trains with a rate, and returns the losses afterwards, of the same batches each time, shape (batch,).
@@ -57,7 +59,14 @@ def walk(
         The losses by rate, in the order of trying.
     """
     trials, (low, high) = {start: trial(start)}, bounds
-    for ratio in (RATIO, 1 / RATIO):
+    lr = start
+    while exploded(trials[lr]) and low <= lr / RATIO:
+        lr /= RATIO
+        trials[lr] = trial(lr)
+    begun = chosen(trials, least)
+    if exploded(trials[begun]):
+        return trials
+    for ratio in (RATIO, 1 / RATIO) if begun == start else (1 / RATIO,):
         for _ in range(MOST_MOVES):
             best = chosen(trials, least)
             if not low <= (lr := best * ratio) <= high or lr in trials:
@@ -65,7 +74,7 @@ def walk(
             trials[lr] = trial(lr)
             if chosen(trials, least) == best:
                 break
-        if chosen(trials, least) != start:
+        if chosen(trials, least) != begun:
             break
     return trials
 
@@ -84,6 +93,15 @@ def chosen(trials: Mapping[float, Tensor], least: float = 0.0) -> float:
     return best
 
 
+def exploded(losses: Tensor) -> bool:
+    """Tell whether a training led to losses that are no numbers.
+
+    Args:
+        losses: Its losses, shape (batch,).
+    """
+    return not bool(losses.isfinite().all())
+
+
 def clearly_lower(losses: Tensor, than: Tensor, least: float = 0.0) -> bool:
     """Tell whether losses are lower than others, of the same batches, by two standard errors of the difference.
 
@@ -94,9 +112,9 @@ def clearly_lower(losses: Tensor, than: Tensor, least: float = 0.0) -> bool:
         than: Those, shape (batch,).
         least: How much lower they must be on average, whatever the error.
     """
-    if not losses.isfinite().all():
+    if exploded(losses):
         return False
-    if not than.isfinite().all():
+    if exploded(than):
         return True
     difference = losses - than
     needed = max(least, STANDARD_ERRORS * difference.std().item() / len(losses) ** 0.5)

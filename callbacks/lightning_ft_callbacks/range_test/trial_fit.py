@@ -8,11 +8,13 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+from torch import nn
 
 from lightning_ft_callbacks.state.plain_state import MODULES_OWN, PlainState
 from lightning_ft_callbacks.state.training_state import random_numbers
 
-TENSORS = {"_buffers", "_parameters"}  # the fit does not train, so these stay
+CHILDREN = ("_buffers", "_modules", "_parameters")  # the fit does not train, so what is in them stays
+OF_STRATEGY = ("_lightning_module", "_model", "_optimizers", "_lightning_optimizers", "lr_scheduler_configs")
 
 
 class _End(Exception):  # noqa: N818 - it is no error, but the only way out of a fit before its first step
@@ -27,7 +29,8 @@ class _Stop(Callback):
 def trial_fit(trainer: Trainer, module: LightningModule, data: Any, callback: Callback, heard: type[Callback]) -> None:
     """Fit until training starts, also where a fit of the trainer has ended before.
 
-    Random numbers, generators, samplers and datasets, metrics, loops and callbacks are as before afterwards.
+    Random numbers, generators, samplers and datasets, metrics, loops and callbacks are as before afterwards. So are the
+    trainer's module and optimizers; and layers and attributes that hooks have made are gone, to be made again.
 
     Args:
         trainer: The trainer.
@@ -47,10 +50,17 @@ def trial_fit(trainer: Trainer, module: LightningModule, data: Any, callback: Ca
     part: Any = trainer
     names = ("callbacks", "_loggers", "num_sanity_val_steps", "fit_loop", "should_stop")
     found = {name: getattr(part, name) for name in names}
+    strategy = trainer.strategy
+    held = {name: vars(strategy)[name] for name in OF_STRATEGY if name in vars(strategy)}
     # numbers last, because what is kept before draws some
-    restores = [_held(module), _held(data), PlainState(trainer._logger_connector, trainer.state, depth=0).restore]
-    restores.append(random_numbers())
     own: Any = getattr(module, "_orig_mod", module)  # of torch.compile
+    restores = [
+        _made(own),
+        _held(own),
+        _held(data),
+        PlainState(trainer._logger_connector, trainer.state, depth=0).restore,
+    ]
+    restores.append(random_numbers())
     configured = own.configure_callbacks
 
     def configure_callbacks() -> list[Callback]:
@@ -71,6 +81,7 @@ def trial_fit(trainer: Trainer, module: LightningModule, data: Any, callback: Ca
         del vars(own)["configure_callbacks"]
         for name, value in found.items():
             setattr(part, name, value)
+        vars(strategy).update(held)
         for restore in restores:
             restore()
 
@@ -84,28 +95,39 @@ def _fresh_loop(trainer: Trainer) -> _FitLoop:
 
 
 def _held(owner: Any) -> Callable[[], Any]:
-    """Keep what data are, or what a module or data module has as attributes: its hooks make more, which stays."""
+    """Keep what data are, or what a module or data module holds; of the latter also which attributes it has."""
     if not isinstance(owner, LightningModule | LightningDataModule):
         return PlainState(owner).restore
-    skipped = MODULES_OWN | TENSORS if isinstance(owner, LightningModule) else frozenset()
-    attributes = {name: value for name, value in vars(owner).items() if name not in skipped}
-    state = PlainState(attributes)
+    skipped = MODULES_OWN.union(CHILDREN) if isinstance(owner, LightningModule) else frozenset[str]()
+    state = PlainState({name: value for name, value in vars(owner).items() if name not in skipped})
+    if isinstance(owner, LightningModule):
+        return state.restore
+    attributes = _attributes(owner)
+    return lambda: (state.restore(), attributes())
+
+
+def _made(module: nn.Module) -> Callable[[], None]:
+    """Keep which attributes, layers and parameters each part of a module has: hooks of a fit make and replace some."""
+    attributes = [_attributes(part) for part in module.modules()]
+    children = [(found, found.copy()) for part in module.modules() for found in (getattr(part, n) for n in CHILDREN)]
 
     def restore() -> None:
-        state.restore()
-        if isinstance(owner, LightningDataModule):
-            vars(owner).update(attributes)
+        for restore_part in attributes:
+            restore_part()
+        for found, before in children:
+            found.clear()
+            found.update(before)
 
     return restore
 
 
-def _attributes(callback: Callback) -> Callable[[], None]:
-    """Keep what a callback has as attributes, whatever they are: it makes them anew in each fit."""
-    found = dict(vars(callback))
+def _attributes(owner: Any) -> Callable[[], None]:
+    """Keep which attributes an object has, whatever they are: a callback makes them anew in each fit."""
+    found = dict(vars(owner))
 
     def restore() -> None:
-        vars(callback).clear()
-        vars(callback).update(found)
+        vars(owner).clear()
+        vars(owner).update(found)
 
     return restore
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.connectors.logger_connector.result import _ResultCollection
@@ -40,7 +41,7 @@ class TrialSteps:
         self._trainer = trainer
         self._module = module
         self._batches = TrialBatches(trainer, module)
-        self._accumulate = min(trainer.accumulate_grad_batches, int(min(trainer.num_training_batches, 2**31)))
+        self._accumulate = accumulated_batches(trainer)
         self._heard = HeardLoss()
         self._num_steps = 0
 
@@ -48,8 +49,9 @@ class TrialSteps:
     def quiet(self) -> Iterator[None]:
         """Within it steps can be taken; callbacks, loggers and the profiler are away."""
         trainer: Any = self._trainer
-        found = trainer.callbacks, trainer._loggers, trainer.profiler
+        found = trainer.callbacks, trainer._loggers, trainer.profiler, trainer.accumulate_grad_batches
         trainer.callbacks = [self._heard]
+        trainer.accumulate_grad_batches = self._accumulate
         trainer._loggers = [QuietLogger(logger) for logger in trainer._loggers]
         trainer.profiler = PassThroughProfiler()
         trainer.fit_loop.epoch_loop._results = _ResultCollection(training=True)
@@ -57,7 +59,7 @@ class TrialSteps:
             with muted(found[1]):
                 yield
         finally:
-            trainer.callbacks, trainer._loggers, trainer.profiler = found
+            trainer.callbacks, trainer._loggers, trainer.profiler, trainer.accumulate_grad_batches = found
             self._batches.close()
 
     def begin(self) -> None:
@@ -76,7 +78,8 @@ class TrialSteps:
         """
         loop: Any = self._trainer.fit_loop.epoch_loop
         self._heard.begin()
-        losses = [self._loss_of_batch(loop, part) for part in range(self._accumulate)]
+        parts = int(min(self._accumulate, self._trainer.num_training_batches))
+        losses = [self._loss_of_batch(loop, part) for part in range(parts)]
         told = [loss for loss in losses if loss is not None]
         self._num_steps += 1
         return self._trainer.strategy.reduce(torch.stack(told).mean(), reduce_op="mean") if told else None
@@ -114,3 +117,16 @@ class TrialSteps:
                 "is nothing to judge learning rates by"
             )
         return loss.detach().float()
+
+
+def accumulated_batches(trainer: Trainer) -> int:
+    """Return of how many batches a step has the gradients in this epoch, also before a scheduler of that has begun it.
+
+    Args:
+        trainer: The trainer.
+    """
+    found = trainer.accumulate_grad_batches
+    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(callback, GradientAccumulationScheduler):
+            found = callback.get_accumulate_grad_batches(trainer.current_epoch)
+    return found

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from lightning_ft_callbacks.caching.prefix_lines import lines_worth_keeping
 from lightning_ft_callbacks.caching.sample_shapes import CannotCacheError, Samples, SampleShape
 from lightning_ft_callbacks.caching.sample_store import SampleStore
 from lightning_ft_callbacks.caching.storage import Budget, Storage, StorageFullError, free_memory
-from lightning_ft_callbacks.caching.store_folder import StoreFolder
+from lightning_ft_callbacks.caching.store_folder import SHARED_MEMORY, StoreFolder
 
 
 def batch(ids: list[int], lengths: list[int], *, left: bool) -> tuple[Samples, Tensor, Tensor]:
@@ -108,6 +109,39 @@ def test_another_process_sees_a_sample_whole_or_not_at_all(tmp_path: Path) -> No
     for store in stores:
         assert store.num_held == 2
         assert torch.equal(store.get(samples)[0], tensor)
+
+
+def test_of_two_processes_that_keep_a_sample_at_once_one_does(tmp_path: Path) -> None:
+    samples, tensor = images([0, 1])
+
+    def store(writer: int, before_files: Callable[[], None] = lambda: None) -> SampleStore:
+        storage = Storage(Budget(0), tmp_path, before_files, in_files=True, writer=writer)
+        return SampleStore(2, [SampleShape(tensor, samples)], storage, index=tmp_path / "index.bin")
+
+    first, other = store(0), images([1, 0])
+    # the other one has looked whether they are there, and is about to write, when the first one keeps them
+    second = store(1, lambda: first.put(other[0], [other[1]]))
+    second.put(samples, [tensor])
+    entries = second._index.clone()
+    assert entries[:, 0].tolist() == [1, 1]  # segments of the first one's
+    for each in (first, second):
+        assert torch.equal(each.get(samples)[0], tensor)
+
+
+def test_several_processes_take_no_more_shared_memory_together_than_allowed(tmp_path: Path) -> None:
+    samples, tensor = images([0, 1])
+    folders = [StoreFolder(tmp_path, "token", Budget(2**21), rank=rank, num_ranks=2) for rank in (0, 1)]
+    try:
+        for folder in folders:
+            places = []
+            for name in ("training", "validation"):
+                store = folder.store(name, 2, [SampleShape(tensor, samples)], None, int(0.7 * 2**22))
+                places.append(store.storage._folder.is_relative_to(SHARED_MEMORY))
+            assert places == [True, False]
+            assert folder.room == pytest.approx(0.3 * 2**21, rel=0.01)
+    finally:
+        for folder in folders:
+            folder.remove()
 
 
 def test_numbers_are_kept_in_half_of_the_room_when_asked() -> None:

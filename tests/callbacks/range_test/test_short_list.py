@@ -71,6 +71,28 @@ def test_a_rate_that_explodes_is_worse_than_any() -> None:
     assert chosen({1e-1: NOISE, 3e-1: exploded}) == 1e-1
 
 
+@pytest.mark.parametrize("highest", [3e-3, 2e-5])
+def test_where_the_suggestion_explodes_the_walk_goes_down_to_a_rate_that_does_not(highest: float) -> None:
+    falls = bowl(1e-9)
+    trials = walk(1e-2, lambda lr: falls(lr) if lr < highest else torch.full((NUM_SCORED,), torch.inf), (1e-7, 1.0))
+    assert all(losses.isinf().all() for lr, losses in trials.items() if lr >= highest)
+    assert chosen(trials) < highest
+    assert list(trials) == sorted(trials, reverse=True)
+
+
+def test_where_every_rate_explodes_none_is_suggested_and_it_is_said() -> None:
+    lrs = torch.logspace(-7, 0, 60, dtype=torch.float64)
+    nothing = torch.full((NUM_SCORED,), torch.nan)
+    tried = walk(1e-6, lambda _: nothing, (1e-7, 1.0))
+    assert list(tried) == pytest.approx([1e-6, 1e-6 / 3, 1e-6 / 9])
+    curve = LRCurve.of_raw(lrs, 2 - torch.sigmoid(3 * (lrs.log10() + 4)))
+    assert curve.suggest() is not None
+    curve = replace(curve, trials=tried)
+    assert curve.suggest() is None
+    assert "auto" not in curve.suggestions()
+    assert curve.why_not == "the loss explodes within a few steps at every rate that was tried, 1.1e-07 the lowest"
+
+
 def test_the_course_rises_falls_to_nothing_and_stays_there() -> None:
     rates = course(2.0, 30)
     assert len(rates) == 30 + NUM_SCORED
