@@ -2,6 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,6 +62,24 @@ class Images(Dataset):
         if self.targets is not None:
             sample["labels"] = self.targets[index]
         return sample
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What the samples follow from: images (files by path, size and time), targets, transform and seed.
+
+        By it FrozenPrefixCache knows in a later run what it has kept.
+        """
+        digest = sha256(f"{self.transform!r}\0{self.seed}".encode())
+        for image in self.images:
+            if self.pixels is not None:
+                digest.update(self.pixels[int(image)].tobytes())
+                continue
+            file = Path(str(image)).absolute()
+            stat = file.stat()
+            digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        if self.targets is not None:
+            digest.update(self.targets.numpy().tobytes())
+        return digest.hexdigest()
 
     def _open(self, index: int) -> "Image.Image":
         from PIL import Image

@@ -220,6 +220,22 @@ def test_pictures_are_not_read_again(pictures: Path, monkeypatch: pytest.MonkeyP
     assert cached.read[1:] == [8, 8]  # four of training and of validation, looked at once an epoch
 
 
+def test_pictures_that_are_kept_serve_a_second_run_until_one_changes(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def run() -> tuple[Notes, dict[Path, int]]:
+        notes = train(pictures, monkeypatch, FrozenPrefixCache(directory=str(tmp_path / "kept"), keep=True))
+        return notes, {file: file.stat().st_mtime_ns for file in (tmp_path / "kept").rglob("segment*")}
+
+    (first, kept), (second, kept_after) = run(), run()
+    assert kept
+    assert kept_after == kept  # what is not used is kept anew
+    assert second.losses == pytest.approx(first.losses, abs=1e-4)
+    changed = next(path for path in sorted(pictures.rglob("*")) if path.is_file())
+    os.utime(changed, ns=(1, 1))
+    assert len(run()[1]) > len(kept)
+
+
 def test_random_augmentation_is_refused_with_what_to_change(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="turn random augmentation off, or give views=K"):
         train(pictures, monkeypatch, FrozenPrefixCache(), augment=True)

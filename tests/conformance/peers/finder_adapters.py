@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.tuner import Tuner
+from torch import Tensor
 
 NUM_STEPS = 100
 MIN_LR = 1e-7
@@ -153,7 +155,12 @@ class Ours(Finder):
         curves = Curves(finder)
         phases = [GradualUnfreezing([{"train": ["head"], "epochs": 1}, {"train": ["*"]}])] if again else []
         Trainer(**with_callbacks(trainer, *phases, finder, curves)).fit(module, *loaders)
-        return [RangeTest(c.lrs.tolist(), c.losses.tolist(), c.suggest()) for c in curves.curves]
+        return [RangeTest(c.lrs.tolist(), known(c.losses, c.raw), c.suggest()) for c in curves.curves]
+
+
+def known(losses: Tensor, raw: Tensor) -> list[float]:
+    """Return smoothed losses, with NaN at the points that had no loss, where the average goes on."""
+    return losses.where(raw.isfinite(), torch.nan).tolist()
 
 
 def with_callbacks(trainer: dict[str, Any], *callbacks: Callback) -> dict[str, Any]:
