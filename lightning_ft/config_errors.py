@@ -220,7 +220,7 @@ def _homes() -> list[ModuleType]:
 
 def said_by_class(message: str) -> str | None:
     """Return what a class says of its own arguments, out of jsonargparse's list of all types that did not fit."""
-    found = re.search(
-        r"Errors:\s+- (?!Expected|Problem|Does not)(.+?)\s+- (?:Expected|Not a valid)", message, re.DOTALL
-    )
+    own = r"Errors:\s+- (?!Expected|Problem|Does not|Not a valid)"
+    found = re.search(own + r"(.+?)\s+- (?:Expected|Not a valid)", message, re.DOTALL)
+    found = found or re.search(own + r"([^\n]+)\s*\Z", message)
     return found[1] if found else None

@@ -80,6 +80,33 @@ def test_plan_takes_a_schedule_from_a_file_and_says_the_line_that_is_broken(
     assert "slow.yaml, line 4" in line
 
 
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ("gradul", "no schedule 'gradul'; did you mean 'gradual'?"),
+        ([{"train": ["haed"], "epochs": 2}, {"train": ["*"]}], "no block of FineTuner matches 'haed'; did you mean"),
+        (
+            [{"train": ["head"], "epochs": 2, "steps": 3}, {"train": ["*"]}],
+            "a phase ends by one of epochs, steps, plateau, but epochs and steps were given",
+        ),
+        (
+            [{"train": ["head"]}, {"train": ["*"]}],
+            "schedule: phase 0 (train: head) can never end, but phases follow it",
+        ),
+        ([{"train": ["head"], "epochs": 99}, {"train": ["*"]}], "phase 1 is never reached"),
+    ],
+)
+@pytest.mark.parametrize("name", ["plan", "fit"])
+def test_a_wrong_schedule_is_one_sentence(
+    command: Any, recipe: Any, name: str, schedule: Any, message: str, tmp_path: Path
+) -> None:
+    result = command(name, "--config", recipe(schedule))
+    assert result.code == 2
+    (line,) = (line for line in result.err.splitlines() if line.startswith("lightning-ft: "))
+    assert line.startswith(f"lightning-ft: {message}")
+    assert not list((tmp_path / "runs").glob("*/*.ckpt"))
+
+
 def test_fit_trains_by_the_schedule_and_logs_rates_and_phase(command: Any, recipe: Any, tmp_path: Path) -> None:
     result = command("fit", "--config", recipe("lp_ft"))
     assert result.code == 0, result.err
