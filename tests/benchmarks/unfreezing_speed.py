@@ -214,9 +214,9 @@ def one_change(name: str) -> dict[str, float]:
     def change() -> None:  # between the last step and the end of the fit, when the first phase is over
         if restore_best:
             assert callback._fit is not None
-            callback._fit.best.keep(callback.trained_blocks)  # makes room, once a phase
+            callback._fit.judge.best.keep(callback.trained_blocks)  # makes room, once a phase
             start = perf_counter()
-            callback._fit.best.keep(callback.trained_blocks)
+            callback._fit.judge.best.keep(callback.trained_blocks)
             measured[KEEPING] = perf_counter() - start
         kept, into = deepcopy([p.detach() for p in module.parameters()]), [p.detach() for p in module.parameters()]
         start = perf_counter()

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -13,21 +12,13 @@ from torch.nn import Parameter
 from lightning_ft_callbacks.blocks import BlockMap
 from lightning_ft_callbacks.freeze_schedule import FreezeSchedule
 from lightning_ft_callbacks.optimizers import with_wrapped
-from lightning_ft_callbacks.phases.best_weights import BestWeights
 from lightning_ft_callbacks.phases.freezing import Freezer
 from lightning_ft_callbacks.phases.idle_optimizers import idle_notes, idle_optimizers
 from lightning_ft_callbacks.phases.lost_gradients import GradientWatch
-from lightning_ft_callbacks.phases.phase import Plateau
-from lightning_ft_callbacks.phases.phase_metric import (
-    check_metrics,
-    logged_value,
-    metric_of,
-    tell_unlogged,
-    validation_metrics,
-)
+from lightning_ft_callbacks.phases.phase_judge import PhaseJudge
 from lightning_ft_callbacks.phases.phase_progress import PhaseProgress, continued
 from lightning_ft_callbacks.phases.reachable import check_reachable
-from lightning_ft_callbacks.phases.weight_averages import WeightAverages, tell_averaged
+from lightning_ft_callbacks.phases.weight_averages import WeightAverages
 from lightning_ft_callbacks.strategies import allow_recompiles, rebuild
 
 
@@ -48,8 +39,7 @@ class PhasedFit:
         schedule: The phases.
         trained: The names of the blocks that each phase trains, input first; not those that the user has frozen.
         progress: Where in the schedule the fit is.
-        best: The best weights of the phase.
-        judged_by: The metric that judges the phase, and its mode; None where none does.
+        judge: Tells how good the phase has become.
 
     Raises:
         ValueError: If the schedule does not fit the module or the trainer.
@@ -60,13 +50,9 @@ class PhasedFit:
     ) -> None:
         self.schedule = schedule
         self.progress = PhaseProgress()
-        self.best = BestWeights(block_map)
+        self.judge = PhaseJudge(trainer, block_map, schedule, restore_best=restore_best)
         self.trainer: Trainer | None = trainer
         self._block_map = block_map
-        self._restore_best = restore_best
-        if restore_best:
-            tell_averaged(trainer)
-            check_metrics(schedule, trainer)
         check_reachable(trainer, schedule)
         optimizers = [each for optimizer in trainer.optimizers for each in with_wrapped(optimizer)]
         self._freezer = Freezer(block_map, optimizers, thaw_frozen=thaw_frozen)
@@ -74,12 +60,10 @@ class PhasedFit:
         self._freezer.check_trainable(matched)
         self.trained = tuple(self._freezer.learning(blocks) for blocks in matched)
         self._freezer.check_held(dict.fromkeys(name for names in self.trained for name in names))
-        self.judged_by: list[str] | None = None
         self._averages: WeightAverages | None = None
         self._changing: set[str] = set()
         self._watch = GradientWatch()
-        self._told_modes = self._told_unlogged = self._ended_epoch = False
-        self._validated: frozenset[str] | None = None
+        self._told_modes = False
 
     @property
     def trained_blocks(self) -> tuple[str, ...]:
@@ -120,8 +104,8 @@ class PhasedFit:
             before: That fit.
         """
         if before._block_map.root is self._block_map.root:
-            self.progress, self.best = before.progress, BestWeights(self._block_map, before.best.kept)
-            self._forget_unless(before.judged_by)
+            self.progress = before.progress
+            self.judge.go_on(self.progress, before.judge.best.kept, before.judge.judged_by)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a checkpoint was.
@@ -130,8 +114,7 @@ class PhasedFit:
             ValueError: If a phase differs that is over, or the blocks of the one that the run is in.
         """
         self.progress = continued(state, self.schedule.phases, self.trained)
-        self.best.load_state_dict(state["best"])
-        self._forget_unless(state.get("judged_by"))
+        self.judge.load_state_dict(self.progress, state)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the schedule, where in it the fit is, and the best weights of the phase."""
@@ -139,14 +122,12 @@ class PhasedFit:
             "progress": self.progress.to_dict(),
             "phases": [phase.to_dict() for phase in self.schedule.phases],
             "trained": [list(names) for names in self.trained],
-            "best": self.best.state_dict(),
-            "judged_by": self.judged_by,
-        }
+        } | self.judge.state_dict()
 
     def apply(self) -> None:
         """Freeze and thaw for the phase, on all ranks alike."""
         assert self.trainer is not None
-        self.judged_by = _named(self._metric)
+        self.judge.begin(self.progress)
         if self._averages is None:
             self._averages = WeightAverages(self.trainer, lambda name: name not in self._changing)
             allow_recompiles(len(self.schedule.phases))
@@ -191,7 +172,7 @@ class PhasedFit:
         changed = False
         while progress.phase < last and progress.is_over(self.schedule.phases[progress.phase], epoch, step):
             before = set(self.trained_blocks)
-            self.best.restore(before)
+            self.judge.best.restore(before)
             progress.begin(progress.phase + 1, epoch, step)
             progress.thawed_at = {
                 name: progress.thawed_at[name] if name in before & progress.thawed_at.keys() else step
@@ -209,13 +190,6 @@ class PhasedFit:
             ramp_steps: Optimizer steps from the block's thawing to its full rate.
         """
         return 1.0 if self.trainer is None else self.progress.ramp(block, self.trainer.global_step, ramp_steps)
-
-    def begin_epoch(self) -> None:
-        """Say, once all that a first epoch logs is there, which phases to come watch something else."""
-        assert self.trainer is not None
-        if not self._told_unlogged and self._ended_epoch and (self._validated or not self.trainer.enable_validation):
-            tell_unlogged(self.schedule, self.trainer, self.progress.phase + 1)
-            self._told_unlogged = True
 
     def before_step(self) -> None:
         """Put right what others changed of frozen blocks, and watch the gradients of a phase's first step."""
@@ -265,16 +239,17 @@ class PhasedFit:
         """
         self._watch.check()
 
+    def begin_epoch(self) -> None:
+        """Say, once an epoch has logged what it logs, which phases to come watch something else."""
+        self.judge.tell_unlogged(self.progress)
+
     def after_validation(self) -> None:
         """Judge the phase by a validation, if its metric is one of that.
 
         Raises:
             ValueError: If the metric has no value.
         """
-        assert self.trainer is not None
-        self._validated = validation_metrics(self.trainer)
-        if self._metric is not None and self._metric.monitor in self._validated:
-            self._judge(self._metric)
+        self.judge.after_validation(self.progress, self.trained_blocks)
 
     def after_epoch(self) -> None:
         """Judge the phase by an epoch, if its metric is none of validation.
@@ -282,23 +257,11 @@ class PhasedFit:
         Raises:
             ValueError: If the metric is not logged, with those that are.
         """
-        assert self.trainer is not None
-        self._ended_epoch = True
-        metric = self._metric
-        if metric is None or metric.monitor in (self._validated or ()):
-            return
-        # a metric that is not there may be one of a validation to come, but not after one without it
-        due = self._validated is not None or not self.trainer.enable_validation
-        if due or metric.monitor in self.trainer.callback_metrics:
-            self._judge(metric)
+        self.judge.after_epoch(self.progress, self.trained_blocks)
 
     def validated(self) -> tuple[dict[str, float], str | None]:
         """Return what the validation that ends has logged, in that order, and the metric that judges the phase."""
-        assert self.trainer is not None
-        names = validation_metrics(self.trainer)
-        metric = metric_of(self.schedule.phases[self.progress.phase], self.trainer)
-        found = {name: value.item() for name, value in self.trainer.callback_metrics.items() if name in names}
-        return found, None if metric is None else metric.monitor
+        return self.judge.validated(self.progress)
 
     def release(self) -> None:
         """Leave flags and modes as they were found, once: later they are the user's."""
@@ -308,43 +271,10 @@ class PhasedFit:
         if self._averages is not None:
             self._averages.release()
         self._watch.stop()
+        self.judge.release()
         self._averages = self.trainer = None
 
     @property
     def _learning(self) -> list[list[Parameter]]:
         """The parameters that each phase trains."""
         return [[p for name in names for _, p in self._freezer.to_be_trained(name)] for names in self.trained]
-
-    @property
-    def _metric(self) -> Plateau | None:
-        """What the phase is judged by."""
-        assert self.trainer is not None
-        phase = self.schedule.phases[self.progress.phase]
-        is_last = phase is self.schedule.phases[-1]
-        return metric_of(phase, self.trainer) if self._restore_best and not is_last else phase.plateau
-
-    def _forget_unless(self, judged_by: list[str] | None) -> None:
-        """Forget how good the phase has become where another metric told it, and best weights that nobody wants."""
-        progress = self.progress
-        if judged_by != _named(self._metric):
-            progress.best, progress.kept, progress.num_bad = None, None, 0
-        if progress.kept is None or not self._restore_best:
-            progress.kept, self.best.kept = None, {}
-
-    def _judge(self, metric: Plateau) -> None:
-        """Compare the phase's metric with its best, decided on one rank for all."""
-        assert self.trainer is not None
-        value = logged_value(metric, self.trainer, self.progress.phase)
-        if value is None or self.progress.phase == len(self.schedule.phases) - 1:
-            return
-        if metric.improves(value, self.progress.best):
-            self.progress.best, self.progress.num_bad = value, 0
-        else:
-            self.progress.num_bad += 1
-        if self._restore_best and replace(metric, min_delta=0.0).improves(value, self.progress.kept):
-            self.progress.kept = value
-            self.best.keep(self.trained_blocks)
-
-
-def _named(metric: Plateau | None) -> list[str] | None:
-    return None if metric is None else [metric.monitor, metric.mode]
