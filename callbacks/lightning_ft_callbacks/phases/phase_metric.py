@@ -69,7 +69,7 @@ def tell_unlogged(schedule: FreezeSchedule, trainer: Trainer, first: int) -> Non
         first: The first phase to come.
     """
     logged = sorted(trainer.callback_metrics)
-    for number, phase in enumerate(schedule.phases[first:-1], first):
+    for number, phase in enumerate(schedule.phases[first:], first):
         if phase.plateau is not None and (monitor := phase.plateau.monitor) not in logged:
             near = get_close_matches(monitor, logged, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""

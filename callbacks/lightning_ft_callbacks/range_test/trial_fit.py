@@ -107,11 +107,18 @@ def _held(owner: Any) -> Callable[[], Any]:
 
 
 def _made(module: nn.Module) -> Callable[[], None]:
-    """Keep which attributes, layers and parameters each part of a module has: hooks of a fit make and replace some."""
+    """Keep which attributes, layers and parameters each part of a module has: hooks of a fit make and replace some.
+
+    Sharding and parametrizations make it one of another class, too.
+    """
+    kinds = [(part, type(part)) for part in module.modules()]
     attributes = [_attributes(part) for part in module.modules()]
     children = [(found, found.copy()) for part in module.modules() for found in (getattr(part, n) for n in CHILDREN)]
 
     def restore() -> None:
+        for part, kind in kinds:
+            if type(part) is not kind:
+                part.__class__ = kind
         for restore_part in attributes:
             restore_part()
         for found, before in children:
