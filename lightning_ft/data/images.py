@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_ft.bounds import open_image
+from lightning_ft_callbacks.caching.kept_caches import digest
 from lightning_ft_callbacks.state.seeded import seeded
 
 if TYPE_CHECKING:
@@ -69,17 +69,12 @@ class Images(Dataset):
 
         By it FrozenPrefixCache knows in a later run what it has kept.
         """
-        digest = sha256(f"{self.transform!r}\0{self.seed}".encode())
-        for image in self.images:
-            if self.pixels is not None:
-                digest.update(self.pixels[int(image)].tobytes())
-                continue
-            file = Path(str(image)).absolute()
-            stat = file.stat()
-            digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
-        if self.targets is not None:
-            digest.update(self.targets.numpy().tobytes())
-        return digest.hexdigest()
+        images: Any = list(self.images)
+        if self.pixels is None:
+            files = [Path(str(image)).absolute() for image in self.images]
+            images = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        pixels = None if self.pixels is None else torch.tensor(self.pixels[images])
+        return digest(self.transform, self.seed, images, pixels, self.targets)
 
     def _open(self, index: int) -> "Image.Image":
         from PIL import Image

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 WIDTH = 6
 
@@ -66,6 +66,13 @@ def loader(num_samples: int = 32, batch_size: int = 8) -> DataLoader:
     generator = torch.Generator().manual_seed(3)
     inputs = torch.randn(num_samples, WIDTH, generator=generator)
     return DataLoader(TensorDataset(inputs, (inputs.sum(1) > 0).long()), batch_size=batch_size)
+
+
+class Stream(IterableDataset):
+    """The samples of ``loader(64)``, of which nobody knows how many there are."""
+
+    def __iter__(self) -> Any:
+        return iter(zip(*next(iter(loader(64, 64))), strict=True))
 
 
 def trainer(*callbacks: Callback, **options: Any) -> Trainer:

@@ -106,7 +106,7 @@ def test_a_metric_that_was_changed_judges_its_phase_anew(tmp_path: Path) -> None
     class Both(Net):
         def on_validation_epoch_end(self) -> None:
             value = float(self.trainer.current_epoch)
-            self.log_dict({"val/loss": value, "val/accuracy": value / 100})
+            self.log_dict({"val/loss": 10.0 + value, "val/accuracy": value / 100})  # of which none is above that
 
     def schedule(monitor: str, mode: str) -> list[dict[str, Any]]:
         return [{"train": ["head"], "plateau": {"monitor": monitor, "mode": mode, "patience": 2}}, {"train": ["*"]}]

@@ -10,12 +10,12 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from nets import Net, Save, Seen, loader, tensors, trainer
+from nets import Net, Save, Seen, Stream, loader, tensors, trainer
 from test_rates import SCHEDULERS
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 from torch.optim import lr_scheduler as schedulers
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_ft_callbacks import DiscriminativeLR, GradualUnfreezing, LRCurve, LRFinder
 from lightning_ft_callbacks.block_callback import BlockCallback
@@ -300,11 +300,6 @@ def test_other_loggers_get_the_picture_as_they_take_it(tmp_path: Path) -> None:
     loggers = [kind(tmp_path, name=kind.__name__, version="run") for kind in (CSVLogger, Images, Runs)]
     trainer(LRFinder(num_steps=20), max_epochs=1, logger=loggers).fit(Net(), data())
     assert given == [("lr_finder", ["lr_finder.png"]), ("run", "Figure", "lr_finder.png")]
-
-
-class Stream(IterableDataset):
-    def __iter__(self) -> Any:
-        return iter(zip(*next(iter(loader(64, 64))), strict=True))
 
 
 def test_a_stream_of_unknown_length_works() -> None:

@@ -477,12 +477,18 @@ def test_where_validation_sees_averages_it_is_said_that_the_best_weights_are_not
         fit.fit(Net(), loader(), loader())
 
 
-def test_after_a_resume_that_failed_a_fresh_fit_begins_with_the_first_phase(tmp_path: Path) -> None:
+def fitted(checkpoint: Path) -> tuple[GradualUnfreezing, LRFinder]:
+    """Return the callbacks of a fit that has come to its second phase, and stands in a checkpoint."""
     unfreezing = GradualUnfreezing([{"train": ["head"], "epochs": 1}, {"train": ["*"]}])
     finder = LRFinder(num_steps=12, trial_steps=0, apply=False)
     fit = trainer(unfreezing, finder, max_epochs=2)
     fit.fit(Net(), loader())
-    fit.save_checkpoint(tmp_path / "whole.ckpt")
+    fit.save_checkpoint(checkpoint)
+    return unfreezing, finder
+
+
+def test_after_a_resume_that_failed_a_fresh_fit_begins_with_the_first_phase(tmp_path: Path) -> None:
+    unfreezing, finder = fitted(tmp_path / "whole.ckpt")
 
     class Fails(Callback):
         def on_fit_start(self, trainer: Any, pl_module: Any) -> None:  # noqa: ARG002
@@ -498,11 +504,7 @@ def test_after_a_resume_that_failed_a_fresh_fit_begins_with_the_first_phase(tmp_
 
 
 def test_after_a_test_of_a_checkpoint_a_fresh_fit_begins_with_the_first_phase(tmp_path: Path) -> None:
-    unfreezing = GradualUnfreezing([{"train": ["head"], "epochs": 1}, {"train": ["*"]}])
-    finder = LRFinder(num_steps=12, trial_steps=0, apply=False)
-    fit = trainer(unfreezing, finder, max_epochs=2)
-    fit.fit(Net(), loader())
-    fit.save_checkpoint(tmp_path / "whole.ckpt")
+    unfreezing, finder = fitted(tmp_path / "whole.ckpt")
     phases = Seen(lambda *_: unfreezing.phase)
     fit = trainer(unfreezing, finder, phases, max_epochs=2)
     fit.validate(Net(), loader(), ckpt_path=tmp_path / "whole.ckpt", weights_only=True)

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from nets import Net, loader, trainer
+from nets import Net, Stream, loader, trainer
 from torch import Tensor
 from torch.optim import Adam
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from lightning_ft_callbacks import LRFinder, lr_find
 from lightning_ft_callbacks.range_test.short_list import NUM_SCORED, course
@@ -97,11 +97,6 @@ def test_no_trial_is_longer_than_the_fit() -> None:
     lr_find(trainer(max_steps=5, max_epochs=-1), TwoFalls(), loader(64), **RANGE)
     assert (len(seen) - STEPS) % (5 + NUM_SCORED) == 0
     assert len(seen) > STEPS
-
-
-class Stream(IterableDataset):
-    def __iter__(self) -> Any:
-        return iter(zip(*next(iter(loader(64, 64))), strict=True))
 
 
 def test_trials_on_a_stream_of_unknown_length_are_as_long_as_asked_for() -> None:
