@@ -31,7 +31,6 @@ import torch
 from image_speed import NAME, WEIGHTS
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import BackboneFinetuning
-from random_texts import RandomTextData, RandomTexts
 from rich.console import Console
 from rich.table import Table
 from text_speed import MODEL, REVIEWS
@@ -61,6 +60,7 @@ TEXTS = [f"to-full/{tool}" for tool in TOOLS] + [f"never-full/{tool}" for tool i
 IMAGES = [f"images/{tool}" for tool in TOOLS]
 FASHION = "/usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte.gz"  # 10,000 images
 SIZE = 64  # [pixel] that they are enlarged to
+LENGTH = 128  # [token] at which long reviews are cut
 # The best of a grid for training all; ten times as much for phases, whose last one, of all layers, comes when the
 # schedule has fallen to a tenth: better than 7e-3 on other seeds and images.
 RATES = dict.fromkeys(("full", "lightning"), 1e-3) | dict.fromkeys(("scheduler", "uncached", "cached"), 1e-2)
@@ -90,14 +90,22 @@ def main() -> None:
         return
     console = Console(width=None if sys.stdout.isatty() else 150)
     with tempfile.TemporaryDirectory() as folder:
-        reviews: Any = pd.read_csv(resolve(REVIEWS)).query("source == 'rotten_tomatoes'").sample(frac=1, random_state=0)
-        reviews[: options.test_rows].to_csv(Path(folder) / "test.csv", index=False)
-        reviews[options.test_rows :][: options.rows].to_csv(Path(folder) / "train.csv", index=False)
+        write_reviews(Path(folder), options)
         for part, names in (("texts", TEXTS), ("images", IMAGES)):
             if options.only in (None, part):
                 compare([name for name in names if name in options.contenders], folder, options, console)
         if options.only in (None, "head"):
             console.print(head_gains(measure(HEADS, folder, options)))
+
+
+def write_reviews(folder: Path, options: argparse.Namespace) -> None:
+    """Write Rotten Tomatoes' sentences to train and test on, and reviews of IMDB that are at least 128 tokens long."""
+    reviews: Any = pd.read_csv(resolve(REVIEWS))
+    sentences = reviews.query("source == 'rotten_tomatoes'").sample(frac=1, random_state=0)
+    sentences[: options.test_rows].to_csv(folder / "test.csv", index=False)
+    sentences[options.test_rows :][: options.rows].to_csv(folder / "train.csv", index=False)
+    long = reviews[(reviews["source"] == "imdb") & (reviews["text"].str.split().str.len() >= LENGTH)]
+    long.sample(frac=1, random_state=0)[: options.rows].to_csv(folder / "long.csv", index=False)
 
 
 def compare(contenders: Sequence[str], folder: str, options: argparse.Namespace, console: Console) -> None:
@@ -203,10 +211,10 @@ def parts(
         return module, images
     module = FineTuner(TransformersBackbone(MODEL), partial(SequenceClassificationHead, num_classes=2), **arguments)
     tokenizer: Any = module.backbone.tokenizer
-    if schedule == "head-128":
-        return module, RandomTextData(RandomTexts(options.rows, 128, len(tokenizer)), 32)
-    files = [f"{folder}/{part}.csv" for part in ("train", "test", "test")]
-    return module, TextClassificationData(*files, tokenizer=tokenizer, batch_size=32)
+    long = schedule == "head-128"
+    files = [f"{folder}/{part}.csv" for part in ("long" if long else "train", "test", "test")]
+    limit = LENGTH if long else None
+    return module, TextClassificationData(*files, tokenizer=tokenizer, max_length=limit, batch_size=32)
 
 
 def phases_of(name: str, names: Sequence[str], epochs: int) -> Phases:

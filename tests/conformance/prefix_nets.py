@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -203,6 +204,20 @@ class Run(Callback):
             torch.testing.assert_close(torch.tensor(mine), torch.tensor(theirs), rtol=rel, atol=rel)
         for name, tensor in self.weights.items():
             torch.testing.assert_close(tensor, other.weights[name], rtol=rel, atol=rel)
+
+
+class StopsAt(Callback):
+    """Saves a checkpoint after a step, and ends the fit there."""
+
+    def __init__(self, file: Path, step: int) -> None:
+        self.file = file
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: ARG002
+        """Raise InterruptedError after the step."""
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.file)
+            raise InterruptedError
 
 
 def fit(

@@ -18,7 +18,7 @@ import torch
 import transformers as hf
 from kept_runs import Named, named_loaders
 from lightning.pytorch import Callback, LightningModule, Trainer
-from prefix_nets import CASES, SMALL, Case, Foreign, Run, fit, images, upper_half
+from prefix_nets import CASES, SMALL, Case, Foreign, Run, StopsAt, fit, images, upper_half
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -209,19 +209,6 @@ def test_two_ranks_keep_together_and_begin_with_what_they_kept(tmp_path: Path) -
 
 
 # a resumed run
-
-
-class StopsAt(Callback):
-    """Saves a checkpoint after a batch, and ends the fit as a kill would."""
-
-    def __init__(self, file: Path, step: int) -> None:
-        self.file = file
-        self.step = step
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:  # noqa: ARG002
-        if trainer.global_step == self.step:
-            trainer.save_checkpoint(self.file)
-            raise InterruptedError
 
 
 @pytest.mark.parametrize("step", [3, 9, 15])  # in mid-fill, in the first phase's second epoch, in the second phase

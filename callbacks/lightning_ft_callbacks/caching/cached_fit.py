@@ -1,5 +1,6 @@
 """CachedFit: the samples of one fit's loaders, what is kept of each, and where a step begins for that."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -126,10 +127,10 @@ class CachedFit:
         try:
             step.part.end()
         except CannotCacheError as error:
-            rank_zero_warn(f"FrozenPrefixCache: no longer used for {step.part.name} data: {error}")
+            self._tell(f"no longer used for {step.part.name} data: {error}")
         except StorageFullError as error:
             step.part.full = True
-            rank_zero_warn(f"FrozenPrefixCache: no more {step.part.name} samples are kept, there is no room: {error}")
+            self._tell(f"no more {step.part.name} samples are kept, there is no room: {error}")
 
     def close(self) -> None:
         """Let go of everything, and remove files that are not to be kept."""
@@ -137,6 +138,11 @@ class CachedFit:
         for part in self._parts:
             part.close()
         self._folder.remove()
+
+    def _tell(self, text: str) -> None:
+        """Warn on the rank that it happens to, even if that is not the first."""
+        rank = f" on rank {self._trainer.global_rank}" if self._trainer.world_size > 1 else ""
+        warnings.warn(f"FrozenPrefixCache{rank}: {text}", stacklevel=2)
 
     def _leave(self) -> None:
         """Leave a step that was begun, whether or not it ran."""
