@@ -238,7 +238,7 @@ class FrozenPrefixCache(BlockCallback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let go of everything, and remove files that are not to be kept."""
         super().on_fit_end(trainer, pl_module)
-        self._release()
+        self._release(together=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let go of everything."""
@@ -267,9 +267,9 @@ class FrozenPrefixCache(BlockCallback):
         options = (cut.block, cut.crossings, data, precision, self.dtype, augmented, torch.__version__)
         return digest(*options, described_modules(cut.lower), *tensors)
 
-    def _release(self) -> None:
+    def _release(self, *, together: bool = False) -> None:
         if self._fit is not None:
-            self._fit.close()
+            self._fit.close(together=together)
         self._fit = None
 
 

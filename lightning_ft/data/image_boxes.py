@@ -50,6 +50,14 @@ class TileTransform:
         self._interpolation = _torchvision("transforms.v2").InterpolationMode(interpolation)
         self._augment = None if augment is False else _augmentation(augment)
 
+    def __repr__(self) -> str:
+        """Say all that the input follows from."""
+        colours = f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
+        return (
+            f"TileTransform({self.image_size}, tile_size={self.tile_size}, {colours}, "
+            f"interpolation={self._interpolation.value!r}, augment={self._augment!r})"
+        )
+
     def __call__(self, picture: "Image.Image", boxes: Tensor) -> tuple[Tensor, Tensor, tuple[int, int], float]:
         """Return the network's input, shape (3, size, size), the boxes in it, the picture's size in it, and the scale.
 

@@ -71,10 +71,8 @@ class Images(Dataset):
         """
         images: Any = list(self.images)
         if self.pixels is None:
-            files = [Path(str(image)).absolute() for image in self.images]
-            images = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        pixels = None if self.pixels is None else torch.tensor(self.pixels[images])
-        return digest(self.transform, self.seed, images, pixels, self.targets)
+            return digest(self.transform, self.seed, stamps(images), None, self.targets)
+        return digest(self.transform, self.seed, images, torch.tensor(self.pixels[images]), self.targets)
 
     def _open(self, index: int) -> "Image.Image":
         from PIL import Image
@@ -83,6 +81,19 @@ class Images(Dataset):
         if self.pixels is not None:
             return Image.fromarray(self.pixels[int(image)]).convert("RGB")
         return read_image(str(image))
+
+
+def stamps(files: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Return each file's absolute path, its size [byte] and when it was written [ns]: changed files have others.
+
+    Args:
+        files: The files.
+
+    Raises:
+        FileNotFoundError: If one is gone.
+    """
+    found = [Path(file).absolute() for file in files]
+    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in found]
 
 
 def read_image(path: str, *, draft: bool = False) -> "Image.Image":

@@ -83,6 +83,10 @@ class MaskTransform:
         except (TypeError, ValueError) as error:
             raise ValueError(f"augment: torchvision does not take {augment}: {error}") from error
 
+    def __repr__(self) -> str:
+        """Say all that the tensors follow from."""
+        return f"MaskTransform({self.size}, mean={self.mean}, std={self.std}, random={self.random!r})"
+
     def __call__(self, image: "Image.Image", classes: np.ndarray | None) -> tuple[Tensor, Tensor | None]:
         """Return the image, shape (3, size, size), and the classes of its pixels, shape (size, size).
 

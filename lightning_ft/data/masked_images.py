@@ -10,9 +10,10 @@ import numpy as np
 
 from lightning_ft.data.image_check import unreadable_images
 from lightning_ft.data.image_folder import images_below, is_image
-from lightning_ft.data.images import read_image
+from lightning_ft.data.images import read_image, stamps
 from lightning_ft.data.mask_check import mask_values
 from lightning_ft.tasks.masks import read_mask
+from lightning_ft_callbacks.caching.kept_caches import digest
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,6 +35,11 @@ class MaskedImages(ABC):
     names: Sequence[str]
     groups: Sequence[str] | None
     values: Mapping[str, Sequence[int]]
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """What all images and masks follow from: another one where something has changed."""
 
     @abstractmethod
     def image(self, number: int) -> "Image.Image":
@@ -81,6 +87,11 @@ class ImageFiles(MaskedImages):
             _check_pairs(files, theirs, place, masks_place)
             self.masks = [theirs[name] for name in files]
             self.values = mask_values(self.files, self.masks, masks_place)
+
+    @property
+    def fingerprint(self) -> str:
+        """What all images and masks follow from: their files by path, size and time."""
+        return digest(stamps(self.files), stamps(self.masks))
 
     def image(self, number: int) -> "Image.Image":
         """Return an RGB image."""

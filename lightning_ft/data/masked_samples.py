@@ -1,6 +1,7 @@
 """MaskedSamples: images and the classes of their pixels, opened and transformed one by one."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from torch.utils.data import Dataset
 
 from lightning_ft.data.mask_transforms import MaskTransform, extent_of
 from lightning_ft.data.masked_images import MaskedImages
+from lightning_ft_callbacks.caching.kept_caches import digest
 from lightning_ft_callbacks.state.seeded import seeded
 
 
@@ -41,6 +43,15 @@ class MaskedSamples(Dataset):
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.rows)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What the samples follow from: images and masks, their classes, transform and seed.
+
+        By it FrozenPrefixCache knows in a later run what it has kept.
+        """
+        classes = None if self.classes is None else torch.tensor(self.classes)
+        return digest(self.transform, self.seed, self.source.fingerprint, [*map(int, self.rows)], classes)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Return ``pixel_values`` and ``labels``, or ``sizes`` and ``extents`` where there are no masks."""

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,8 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lightning_ft.data.image_boxes import TileTransform
-from lightning_ft.data.images import read_image
+from lightning_ft.data.images import read_image, stamps
 from lightning_ft.tasks.boxes import NOTHING
+from lightning_ft_callbacks.caching.kept_caches import digest
 from lightning_ft_callbacks.state.seeded import seeded
 
 if TYPE_CHECKING:
@@ -103,6 +105,15 @@ class Tiles(Dataset):
     def __len__(self) -> int:
         """Return the number of samples."""
         return len(self.tiles)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What the samples follow from: images (files by path, size and time), tiles, objects, transform and seed.
+
+        By it FrozenPrefixCache knows in a later run what it has kept.
+        """
+        objects = [torch.from_numpy(rows) for rows in (*(self._within or ()), *self._whole)]
+        return digest(self.transform, self.seed, stamps(self.paths), self.tiles, self.judged, *objects)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Return ``pixel_values``, and ``labels``, ``tiles`` and ``objects`` where there are any: rows of its tiles."""

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from lightning_ft.bounds import BoundError, check_size
 from lightning_ft.data.masked_images import MaskedImages
 from lightning_ft.extras import require
+from lightning_ft_callbacks.caching.kept_caches import digest
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -80,6 +82,12 @@ class VolumeSlices(MaskedImages):
             self.groups = [_stem(Path(str(row["image"]))) for row in self.rows]
         else:
             self.groups = [f"region {row * NUM_REGIONS // len(self.rows)}" for row in range(len(self.rows))]
+
+    @property
+    def fingerprint(self) -> str:
+        """What all slices and masks follow from: the axis, and every voxel."""
+        arrays = [array for pair in self._volumes for array in pair if array is not None]
+        return digest(self.axis, self._slices, *(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
 
     def image(self, number: int) -> "Image.Image":
         """Return a slice as an RGB image."""

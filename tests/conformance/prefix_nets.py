@@ -19,6 +19,7 @@ from lightning_ft_callbacks.caching.prefix_part import PrefixPart
 WIDTH = 32
 SMALL = {"hidden_size": WIDTH, "num_attention_heads": 2, "intermediate_size": 64}
 TEXT = SMALL | {"num_hidden_layers": 4, "vocab_size": 50}
+ROUNDING = 1e-6  # length of a difference between tensors that float32 makes anyway
 Sample = tuple[Tensor, int]
 
 
@@ -153,6 +154,7 @@ class Run(Callback):
     losses: list[float] = field(default_factory=list)
     val: list[float] = field(default_factory=list)
     calls: list[int] = field(default_factory=list)
+    before: dict[str, Tensor] = field(default_factory=dict)
     weights: dict[str, Tensor] = field(default_factory=dict)
     count: int = 0
     looks: int = 0
@@ -199,11 +201,19 @@ class Run(Callback):
         module.__class__ = type(kind.__name__, (kind,), {"forward": counted, "__module__": kind.__module__})
 
     def same_as(self, other: "Run", rel: float = 1e-4) -> None:
-        """Assert that losses, validations and weights are those of another run."""
+        """Assert that losses, validations and what the weights have learned are those of another run.
+
+        Args:
+            other: The other run.
+            rel: The largest difference, a share of the value, or of the length of a tensor's change from start to end.
+        """
         for mine, theirs in ((self.losses, other.losses), (self.val, other.val)):
             torch.testing.assert_close(torch.tensor(mine), torch.tensor(theirs), rtol=rel, atol=rel)
         for name, tensor in self.weights.items():
-            torch.testing.assert_close(tensor, other.weights[name], rtol=rel, atol=rel)
+            off, learned = (
+                (one.double() - other.weights[name].double()).norm().item() for one in (tensor, other.before[name])
+            )
+            assert off <= rel * learned + ROUNDING, f"{name}: {off} beside the other run's, which moved by {learned}"
 
 
 class StopsAt(Callback):
@@ -238,11 +248,11 @@ def fit(
         max_epochs=epochs,
         accelerator="cpu",
         callbacks=[*first, GradualUnfreezing(schedule or [{"train": ["head"]}]), run, *callbacks],
-        **({"logger": False, "enable_checkpointing": False} | options),
-        enable_progress_bar=False,
+        **({"logger": False, "enable_checkpointing": False, "enable_progress_bar": False} | options),
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
+    run.before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     with run.looks_apart():
         trainer.fit(module, *(loaders or module.loaders()), ckpt_path=ckpt_path)
     run.weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}

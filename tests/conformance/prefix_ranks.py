@@ -28,13 +28,26 @@ class Named(list):
     fingerprint = "samples"
 
 
+class Folders(Callback):
+    """Notes which stores of training data there are at the end of each epoch."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.stores: list[list[str]] = []
+
+    def on_train_epoch_end(self, *_: Any) -> None:
+        """Note them."""
+        found = [path.name for path in self.folder.glob("fit-*/training-*") if path.is_dir()]
+        self.stores.append(sorted(found))
+
+
 def main() -> None:
     """Train all cases, in the same order on both ranks."""
     folder, rank = Path(sys.argv[1]), os.environ.get("LOCAL_RANK", "0")
     torch.set_num_threads(1)
 
-    def write(name: str, run: Run, told: list[str]) -> None:
-        torch.save({**asdict(run), "told": told}, folder / f"{name}.{rank}.pt")
+    def write(name: str, run: Run, told: list[str], stores: list[list[str]] | None = None) -> None:
+        torch.save({"run": asdict(run), "told": told, "stores": stores}, folder / f"{name}.{rank}.pt")
 
     def caches(name: str) -> dict[str, Callable[[], list[Callback]]]:
         files = {"directory": str(folder / f"files-{name}"), "max_bytes": 0}
@@ -48,7 +61,8 @@ def main() -> None:
 
     for net in NETS:
         for where in ("without", "memory", "files"):
-            write(f"{net}-{where}", *train(net, *caches(net)[where]()))
+            folders = Folders(folder / f"files-{net}")
+            write(f"{net}-{where}", *train(net, *caches(net)[where](), folders), folders.stores)
     for net in RESUMED:
         for step in STEPS:
             for where in ("without", "memory", "kept"):

@@ -1,5 +1,6 @@
 """Law 9: a cache of the frozen prefix changes the time that a fit takes, and never its results."""
 
+import re
 import resource
 import shutil
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
 from prefix_nets import CASES, Foreign, fit, images, pad, texts, upper_half
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
@@ -37,7 +39,7 @@ def test_losses_validations_and_weights_are_those_without_it_and_the_prefix_runs
     assert cached.calls[1:] == [0, 0]
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2", "timm resnet", "timm vit"])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "vit", "timm resnet", "timm vit", "timm efficientnet"])
 def test_in_bf16_losses_are_those_without_it(name: str) -> None:
     schedule = [{"train": upper_half(name)}]
     without = fit(Foreign(name), schedule=schedule, precision="bf16-mixed")
@@ -156,6 +158,33 @@ def test_beyond_the_memory_it_goes_to_files_that_are_gone_afterwards(tmp_path: P
     assert cached.calls[1:] == [0, 0]
     assert seen
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_kept_higher_up_is_dropped_when_the_frontier_goes_down_and_there_is_no_room_to_spare(
+    tmp_path: Path,
+) -> None:
+    kept: list[int] = []
+
+    class Looks(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+            kept.append(len(list(tmp_path.glob("fit-*/training-*"))))
+
+    cache = FrozenPrefixCache(directory=str(tmp_path), max_bytes=0)
+    cached = fit(Foreign("bert"), cache, Looks(), schedule=DOWNWARDS, epochs=6)
+    cached.same_as(fit(Foreign("bert"), schedule=DOWNWARDS, epochs=6))
+    assert kept == [1, 1, 1, 1, 0, 0]  # the phases that last one epoch keep nothing
+    assert cached.calls[1:] == [0, 6 + 2 + 2 * TRIES, 0, 8, 8]
+
+
+def test_the_progress_bar_shows_how_much_is_kept_until_all_is(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = TQDMProgressBar(refresh_rate=1)
+    fit(Foreign("bert"), FrozenPrefixCache(), bar, enable_progress_bar=True)
+    drawn = capsys.readouterr().out.replace("\r", "\n").splitlines()
+    for epoch, shares in ((0, ["17%", "33%", "50%", "67%", "83%"]), (1, [])):
+        lines = [line for line in drawn if line.startswith(f"Epoch {epoch}:")]
+        assert lines
+        assert [*dict.fromkeys(re.findall(r"cached=(\d+%)", "\n".join(lines)))] == shares
+    assert "get_metrics" not in vars(bar)
 
 
 @pytest.fixture

@@ -68,6 +68,17 @@ def test_ranks_whose_metrics_differ_change_phase_together_by_that_of_the_first(t
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_statistics_of_frozen_norms_stay_as_they_were_on_each_rank(tmp_path: Path) -> None:
+    first, second = weights("norms", tmp_path / "out")
+    for rank in (first, second):
+        for layer in (0, 1):
+            assert torch.all(rank[f"layers.{layer}.1.running_mean"] == 0)
+            assert torch.all(rank[f"layers.{layer}.1.running_var"] == 1)
+            assert rank[f"layers.{layer}.1.num_batches_tracked"] == 0
+        assert rank["layers.2.1.num_batches_tracked"] == 4 * 4  # of six epochs the last four
+    assert all(torch.equal(first[name], second[name]) for name in first if "running_" not in name)
+
+
 @pytest.mark.parametrize("strategy", ["lr_finder", "lr_finder_fsdp2"])
 def test_two_ranks_test_learning_rates_as_one_process(
     strategy: str, one_process: dict[str, Weights], tmp_path: Path

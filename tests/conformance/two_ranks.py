@@ -32,6 +32,7 @@ BEST = [
 ]
 # for rank 0 nothing gets better, for rank 1 everything does
 DISPUTED = [{"train": ["head"], "plateau": {"monitor": "val/own", "patience": 2}}, {"train": ["*"]}]
+NORMS = [{"train": ["head"], "epochs": 2}, {"train": ["layers.2", "head"]}]  # the layers below keep their statistics
 
 
 class PowerSGD(DDPStrategy):
@@ -56,6 +57,7 @@ STRATEGIES: dict[str, Any] = {
     "powersgd": PowerSGD,
     "fsdp2": lambda: ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),
     "disputed": lambda: "ddp",
+    "norms": lambda: "ddp",  # which sends the buffers of rank 0 to all before each step
     "two_optimizers": lambda: "ddp",
     "one_two_optimizers": lambda: "auto",
     "best": lambda: "ddp",
@@ -78,13 +80,13 @@ STRATEGIES: dict[str, Any] = {
 class Ranked(Net):
     """Writes its weights when the fit ends; without dropout and batch norm, so that ranks equal one process."""
 
-    def __init__(self, out: Path, *, same_batches: bool = False) -> None:
+    def __init__(self, out: Path, *, same_batches: bool = False, norm: bool = False) -> None:
         torch.manual_seed(0)
         super().__init__(
             partial(SGD, lr=0.1, momentum=0.9),
             partial(lr_scheduler.ExponentialLR, gamma=0.9),
             dropout=0.0,
-            norm=False,
+            norm=norm,
         )
         self.out = out
         self.same_batches = same_batches
@@ -111,7 +113,7 @@ class Ranked(Net):
 
     def on_train_end(self) -> None:
         weights: dict[str, Tensor] = {"compressions": torch.tensor(self.compressions)} if self.compressions else {}
-        for name, parameter in self.named_parameters():
+        for name, parameter in (*self.named_parameters(), *self.named_buffers()):
             value: Any = parameter.detach()
             weights[name] = (value.full_tensor() if isinstance(value, DTensor) else value).clone()
         for callback in self.trainer.callbacks:
@@ -162,7 +164,7 @@ def module_of(strategy: str, out: Path) -> Ranked:
     if strategy.endswith("two_optimizers"):
         return TwoOptimizers(out)
     kind = Sharded if strategy.endswith("fsdp2") else Ranked
-    return kind(out, same_batches=strategy.startswith("saved"))
+    return kind(out, same_batches=strategy.startswith("saved"), norm=strategy == "norms")
 
 
 class SaveSome(Save):
@@ -180,7 +182,7 @@ def fit(strategy: str, out: Path, *callbacks: Callback, checkpoint: Path | None 
     """Train, from a checkpoint if given."""
     out.mkdir(exist_ok=True)
     best = "best" in strategy
-    schedule = BEST if best else DISPUTED if strategy == "disputed" else SCHEDULE
+    schedule = BEST if best else {"disputed": DISPUTED, "norms": NORMS}.get(strategy, SCHEDULE)
     finder = LRFinder(
         min_lr=1e-4,
         max_lr=10.0,

@@ -29,6 +29,7 @@ trainer:
 """
 CACHE = "    - {class_path: FrozenPrefixCache, init_args: {directory: %s, max_bytes: %d}}\n"
 EPOCHS = 5
+TWO = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
 
 
 def command(root: Path, bert: Path, table: Path, config: Path, *options: str) -> list[str]:
@@ -109,30 +110,50 @@ def test_a_run_with_it_is_the_run_without_it(without: Path, tiny_bert: Path, tab
     assert_same(without, fit(tmp_path / "runs", tiny_bert, table, cached(tmp_path)))
 
 
-def test_killed_in_mid_fill_or_mid_phase_and_resumed_it_is_the_run_without_it(
-    without: Path, tiny_bert: Path, table: Path, tmp_path: Path
-) -> None:
-    config = cached(tmp_path, max_bytes=0)
-    for seconds_after_start in (0.2, 1.0):
-        root = tmp_path / f"runs{seconds_after_start}"
-        process = subprocess.Popen(
-            command(root, tiny_bert, table, config), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        while not list(root.glob("*/checkpoints/last.ckpt")):
-            assert process.poll() is None
-            time.sleep(0.05)
-        time.sleep(seconds_after_start)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        resumed = fit(root, tiny_bert, table, config, "--ckpt_path", "last")
-        assert_same(without, resumed, kills=1)
-        assert not list((tmp_path / "cache").glob("fit-*")), "what the killed run left is still there"
-
-
 @pytest.fixture(scope="module")
 def two_ranks(tiny_bert: Path, table: Path, plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("two") / "runs"
-    return fit(root, tiny_bert, table, plain, "--trainer.devices", "2", "--trainer.strategy", "ddp")
+    return fit(tmp_path_factory.mktemp("two") / "runs", tiny_bert, table, plain, *TWO)
+
+
+KILL = """
+import os, signal
+from lightning.pytorch import Callback
+
+class Killed(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("when", ["fill", "phase"])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_in_mid_fill_or_mid_phase_and_resumed_it_is_the_run_without_it(
+    ranks: int, when: str, tiny_bert: Path, table: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    epoch = 8 // ranks  # steps
+    step = epoch // 2 + (epoch if when == "phase" else 0)
+    (tmp_path / "killed.py").write_text(KILL)
+    config, root, files = cached(tmp_path, max_bytes=0), tmp_path / "runs", tmp_path / "cache"
+    options = TWO if ranks == 2 else ()
+    kill = ("--trainer.callbacks+=killed.Killed", f"--trainer.callbacks.step={step}")
+    killed = subprocess.run(
+        command(root, tiny_bert, table, config, *options, *kill),
+        capture_output=True,
+        text=True,
+        env=environment() | {"PYTHONPATH": str(tmp_path)},
+        timeout=300,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-3000:]
+    (run,) = root.iterdir()
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == step
+    assert list(files.glob("fit-*/training-*/segment-*.bin")), "nothing was kept yet"
+    resumed = fit(root, tiny_bert, table, config, *options, "--ckpt_path", "last")
+    assert_same(request.getfixturevalue("two_ranks" if ranks == 2 else "without"), resumed, kills=1)
+    assert not list(files.glob("fit-*")), "what the killed run left is still there"
 
 
 @pytest.mark.parametrize("max_bytes", [10**9, 0])
@@ -140,9 +161,12 @@ def test_two_processes_share_what_they_keep(
     two_ranks: Path, max_bytes: int, tiny_bert: Path, table: Path, tmp_path: Path
 ) -> None:
     config = cached(tmp_path, max_bytes)
-    options = ("--trainer.devices", "2", "--trainer.strategy", "ddp")
-    assert_same(two_ranks, fit(tmp_path / "runs", tiny_bert, table, config, *options))
-    assert not list(Path("/dev/shm").glob("lightning-ft-fit-*"))
+    assert_same(two_ranks, fit(tmp_path / "runs", tiny_bert, table, config, *TWO))
+    until = time.monotonic() + 120  # for tests beside this one, whose fits last a few seconds
+    left = [*Path("/dev/shm").glob("lightning-ft-fit-*")]
+    while any(folder.exists() for folder in left) and time.monotonic() < until:
+        time.sleep(0.5)
+    assert not any(folder.exists() for folder in left)
     assert not list((tmp_path / "cache").glob("fit-*"))
 
 

@@ -132,11 +132,17 @@ class CachedFit:
             step.part.full = True
             self._tell(f"no more {step.part.name} samples are kept, there is no room: {error}")
 
-    def close(self) -> None:
-        """Let go of everything, and remove files that are not to be kept."""
+    def close(self, *, together: bool = False) -> None:
+        """Let go of everything, and remove files that are not to be kept.
+
+        Args:
+            together: Whether all processes do so, which then wait for one another before files are removed.
+        """
         self._leave()
         for part in self._parts:
             part.close()
+        if together:
+            self._trainer.strategy.barrier("FrozenPrefixCache")
         self._folder.remove()
 
     def _tell(self, text: str) -> None:

@@ -2,7 +2,9 @@
 
 import fcntl
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from lightning_ft_callbacks.whole_file import reason_of
 
 FIT, LOCK = "fit-", "lock"
 SHARED_MEMORY = Path("/dev/shm")
+CLOSED, ENDING = "closed", "ending"  # notes of who has let go of a store, and that somebody removes it
 
 
 @dataclass(slots=True, eq=False)
@@ -41,9 +44,10 @@ class _Open:
 class StoreFolder:
     """Makes stores for a fit: in memory, in shared memory where several processes read them, or in files.
 
-    Files are in a folder of the fit's own, which goes when the fit ends; one that a killed process left behind goes
-    when the next one begins. Stores to be kept are renamed to their fingerprint and a number when they are complete:
-    code that has changed may give other values under one fingerprint, so what is taken over must be proven.
+    Files are in a folder of the fit's own. Those of a store go when all processes have let go of it, the folder when
+    the fit ends; one that a killed process left behind goes when the next one begins. Stores to be kept are renamed to
+    their fingerprint and a number when they are complete: code that has changed may give other values under one
+    fingerprint, so what is taken over must be proven.
 
     Args:
         root: Where files go.
@@ -76,6 +80,8 @@ class StoreFolder:
         self._memory = SHARED_MEMORY / f"lightning-ft-{FIT}{token}"
         self._locks: dict[Path, Any] = {}
         self._open: dict[int, _Open] = {}
+        self._folders: dict[int, tuple[Path, int]] = {}  # where each store's files are, if any, and how many use them
+        self._unfinished: list[_Open] = []  # that other processes have not let go of yet
         self._in_shared_memory: dict[int, int] = {}
         self._number = 0
         for place in {root, SHARED_MEMORY, *left_behind}:
@@ -126,13 +132,15 @@ class StoreFolder:
         self._number += 1
         folder = self._place(num_bytes) / f"{name}-{self._number}"
 
-        def opened(folder: Path, writer: int) -> SampleStore:
+        def opened(folder: Path, writer: int, users: int) -> SampleStore:
             files = self._shared or self.keep
             storage = self._storage(folder, in_files=files, writer=writer)
-            return SampleStore(num_samples, shapes, storage, dtype=dtype, index=folder / INDEX if files else None)
+            store = SampleStore(num_samples, shapes, storage, dtype=dtype, index=folder / INDEX if files else None)
+            self._folders[id(store)] = folder, users
+            return store
 
         if not self.keep or fingerprint is None:
-            store = opened(folder, self._rank)
+            store = opened(folder, self._rank, self._num_ranks)
             if folder.parent == self._memory:
                 self._in_shared_memory[id(store)] = num_bytes
             return store
@@ -140,7 +148,7 @@ class StoreFolder:
         store, values = self._kept(folder, described, fingerprint, opened, proven)
         if store is None:
             values = values or self._values_of_this_fit(fingerprint, proven) or _Values(fingerprint)
-            store = opened(folder, self._rank)
+            store = opened(folder, self._rank, self._num_ranks)
         if values is not None and store.num_held < num_samples:
             self._open[id(store)] = _Open(store, values, folder, described)
         return store
@@ -150,7 +158,7 @@ class StoreFolder:
         folder: Path,
         described: dict[str, Any],
         fingerprint: str,
-        opened: Callable[[Path, int], SampleStore],
+        opened: Callable[[Path, int, int], SampleStore],
         proven: Callable[[SampleStore], bool],
     ) -> tuple[SampleStore | None, _Values | None]:
         """Return a store that begins with a finished one that is proven, and that one's values; None where none is.
@@ -170,7 +178,7 @@ class StoreFolder:
                 rank_zero_warn(f"FrozenPrefixCache: {found} is damaged; it is removed, and kept anew")
                 shutil.rmtree(found, ignore_errors=True)
             else:
-                store = opened(own, writer)
+                store = opened(own, writer, 1)
                 if self._shared and store.num_held < store.num_samples:
                     store.close()
                 elif proven(store):
@@ -195,26 +203,53 @@ class StoreFolder:
         return next((one.values for one in of_it if proven(one.store)), None)
 
     def close(self, store: SampleStore) -> None:
-        """Let go of a store, and keep it for later fits where it is to be kept.
+        """Let go of a store: keep it for later fits where it is to be kept, and remove its files.
 
-        What several processes fill together is kept only when it is complete, because some may still be writing.
+        What several processes fill together is kept only when it is complete. The last of them to let go does all that,
+        because the others may still be reading.
         """
         self._in_shared_memory.pop(id(store), None)
-        one = self._open.pop(id(store), None)
-        if one is not None and self._rank == 0 and (store.num_held == store.num_samples or not self._shared):
-            values, count = one.values, store.num_samples
-            try:
-                values.kept = finish(one.folder, one.described, self.root, values.fingerprint, count, values.kept)
-            except OSError as error:
-                rank_zero_warn(f"FrozenPrefixCache: nothing is kept in {self.root} for later fits: {reason_of(error)}")
+        one, (folder, users) = self._open.pop(id(store), None), self._folders.pop(id(store))
+        if one is not None and self._shared and store.num_held < store.num_samples:
+            one = None
         store.close()
+        if users == 1 or self._is_last_of(users, folder):
+            self._end(folder, one)
+        elif one is not None and self._rank == 0:
+            self._unfinished.append(one)
 
     def remove(self) -> None:
-        """Remove the fit's files."""
+        """Remove the fit's files, when all processes have let go of all stores; or when something went wrong."""
+        for one in self._unfinished:
+            if one.folder.exists() and _made(_beside(one.folder, ENDING)):
+                self._end(one.folder, one)
         for folder, lock in self._locks.items():
-            shutil.rmtree(folder, ignore_errors=True)
+            gone = folder.with_name(f"{folder.name}-gone")  # where no other process adds anything
+            with suppress(OSError):
+                folder.rename(gone)
+            for one in (gone, folder):
+                shutil.rmtree(one, ignore_errors=True)
             lock.close()
         self._locks = {}
+
+    def _is_last_of(self, users: int, folder: Path) -> bool:
+        """Note that this process has let go of a store, and tell whether it is the last to do so."""
+        with suppress(OSError):  # where the fit's folder is gone
+            _beside(folder, f"{CLOSED}-{self._rank}").touch()
+            if all(_beside(folder, f"{CLOSED}-{rank}").exists() for rank in range(users)):
+                return _made(_beside(folder, ENDING))  # two may have seen it
+        return False
+
+    def _end(self, folder: Path, one: _Open | None) -> None:
+        """Keep a store that nobody uses any more, if it is to be kept, and remove its files."""
+        if one is not None:
+            values, count = one.values, one.store.num_samples
+            try:
+                values.kept = finish(folder, one.described, self.root, values.fingerprint, count, values.kept)
+            except OSError as error:
+                text = f"nothing is kept in {self.root} for later fits: {reason_of(error)}"
+                warnings.warn(f"FrozenPrefixCache: {text}", stacklevel=2)  # on whichever rank was the last
+        shutil.rmtree(folder, ignore_errors=True)
 
     def _place(self, num_bytes: int) -> Path:
         """Return the folder for files: in shared memory if they fit there and go with the fit, else on the disk."""
@@ -241,6 +276,20 @@ class StoreFolder:
             self._locks[folder] = unnamed.open("w")
             fcntl.flock(self._locks[folder], fcntl.LOCK_EX | fcntl.LOCK_NB)
             unnamed.rename(folder / LOCK)
+
+
+def _beside(folder: Path, note: str) -> Path:
+    """Return the name of a note about a store's folder, which itself may be renamed."""
+    return folder.with_name(f"{folder.name}.{note}")
+
+
+def _made(file: Path) -> bool:
+    """Make a file, and tell whether nobody else had."""
+    try:
+        file.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _remove_orphans(root: Path) -> None:

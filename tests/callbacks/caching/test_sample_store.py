@@ -1,11 +1,7 @@
 """SampleStore: what was put comes back, in other batches, with other padding, from memory and from files."""
 
-import fcntl
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,15 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
-from lightning_ft_callbacks.caching import store_folder
 from lightning_ft_callbacks.caching.another_batch import another_batch
 from lightning_ft_callbacks.caching.augmented_views import whole_data
-from lightning_ft_callbacks.caching.kept_caches import digest, is_whole, num_held
+from lightning_ft_callbacks.caching.kept_caches import digest
 from lightning_ft_callbacks.caching.prefix_lines import lines_worth_keeping
 from lightning_ft_callbacks.caching.sample_shapes import CannotCacheError, Samples, SampleShape
 from lightning_ft_callbacks.caching.sample_store import SampleStore
 from lightning_ft_callbacks.caching.storage import Budget, Storage, StorageFullError, free_memory
-from lightning_ft_callbacks.caching.store_folder import SHARED_MEMORY, StoreFolder
 
 
 def batch(ids: list[int], lengths: list[int], *, left: bool) -> tuple[Samples, Tensor, Tensor]:
@@ -128,22 +122,6 @@ def test_of_two_processes_that_keep_a_sample_at_once_one_does(tmp_path: Path) ->
         assert torch.equal(each.get(samples)[0], tensor)
 
 
-def test_several_processes_take_no_more_shared_memory_together_than_allowed(tmp_path: Path) -> None:
-    samples, tensor = images([0, 1])
-    folders = [StoreFolder(tmp_path, "token", Budget(2**21), rank=rank, num_ranks=2) for rank in (0, 1)]
-    try:
-        for folder in folders:
-            places = []
-            for name in ("training", "validation"):
-                store = folder.store(name, 2, [SampleShape(tensor, samples)], None, int(0.7 * 2**22))
-                places.append(store.storage._folder.is_relative_to(SHARED_MEMORY))
-            assert places == [True, False]
-            assert folder.room == pytest.approx(0.3 * 2**21, rel=0.01)
-    finally:
-        for folder in folders:
-            folder.remove()
-
-
 def test_numbers_are_kept_in_half_of_the_room_when_asked() -> None:
     samples, tensor = images([0, 1])
     shapes = [SampleShape(tensor, samples)]
@@ -177,68 +155,6 @@ def test_masks_with_holes_are_refused() -> None:
         Samples.of_mask((0,), torch.tensor([[1, 0, 1]]))
 
 
-def filled(folder: StoreFolder, ids: list[int], fingerprint: str = "name") -> SampleStore:
-    """Return a store of six samples, some of which were put into it."""
-    samples, tensor = images(ids or [0])
-    store = folder.store("training", 6, [SampleShape(tensor, samples)], None, 4000, fingerprint, lambda _: True)
-    if ids:
-        store.put(samples, [tensor])
-    return store
-
-
-def test_a_finished_store_is_whole_until_a_byte_of_it_changes(tmp_path: Path) -> None:
-    folder = StoreFolder(tmp_path, "1", Budget(0), keep=True)
-    folder.close(filled(folder, [0, 1]))
-    kept = tmp_path / "name-0"
-    described = json.loads((kept / "manifest.json").read_text())["store"]
-    assert is_whole(kept, described)
-    assert num_held(kept, described) == 2
-    assert not is_whole(kept, described | {"format": 1})
-    assert not is_whole(tmp_path / "nothing", described)
-    segment = kept / "segment-1.bin"
-    segment.write_bytes(segment.read_bytes()[:-1] + b"y")
-    assert not is_whole(kept, described)
-    assert num_held(kept, described) == 0
-
-
-def test_a_later_fit_begins_with_what_is_kept_adds_to_it_and_changes_no_byte_of_it(tmp_path: Path) -> None:
-    for number, ids in enumerate(([0, 1], [1, 2], [5])):
-        folder = StoreFolder(tmp_path, f"{number}", Budget(0), keep=True)
-        before = {path.name: path.read_bytes() for path in (tmp_path / "name-0").glob("segment-*.bin")}
-        folder.close(filled(folder, ids))
-        folder.remove()
-        assert before.items() <= {path.name: path.read_bytes() for path in (tmp_path / "name-0").iterdir()}.items()
-    assert [path.name for path in tmp_path.iterdir()] == ["name-0"]
-    store = filled(StoreFolder(tmp_path, "4", Budget(0), keep=True), [])
-    samples, tensor = images([0, 1, 2, 5])
-    assert store.num_held == 4
-    assert torch.equal(store.get(samples)[0], tensor)
-
-
-def test_two_fits_at_once_keep_each_what_it_holds(tmp_path: Path) -> None:
-    folders = [StoreFolder(tmp_path, token, Budget(0), keep=True) for token in ("1", "2")]
-    stores = [filled(folder, ids) for folder, ids in zip(folders, ([0, 1, 2], [2, 4]), strict=True)]
-    for folder, store in zip(folders, stores, strict=True):
-        folder.close(store)
-        folder.remove()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["name-0", "name-1"]
-    store = filled(StoreFolder(tmp_path, "3", Budget(0), keep=True), [])
-    samples, tensor = images([0, 1, 2])  # of two whose values are proven, that which holds more
-    assert store.num_held == 3
-    assert torch.equal(store.get(samples)[0], tensor)
-
-
-def test_what_a_fit_holds_twice_is_kept_as_one_where_it_is_proven_to_be_the_same(tmp_path: Path) -> None:
-    folder = StoreFolder(tmp_path, "1", Budget(0), keep=True)
-    for store in [filled(folder, ids) for ids in ([0, 1, 2], [2, 4])]:
-        folder.close(store)
-    folder.remove()
-    store = filled(StoreFolder(tmp_path, "2", Budget(0), keep=True), [])
-    samples, tensor = images([0, 1, 2, 4])
-    assert store.num_held == 4
-    assert torch.equal(store.get(samples)[0], tensor)
-
-
 def test_a_subset_of_a_subset_tells_the_numbers_in_the_whole() -> None:
     class Changed(Subset):
         """One that may change its samples."""
@@ -253,47 +169,6 @@ def test_a_subset_of_a_subset_tells_the_numbers_in_the_whole() -> None:
 def test_names_differ_with_what_they_name() -> None:
     names = {digest("a"), digest("b"), digest(torch.zeros(2)), digest(torch.zeros(2, 1)), digest(torch.ones(2))}
     assert len(names) == 5
-
-
-def test_a_folder_of_a_fit_goes_with_it(tmp_path: Path) -> None:
-    folder = StoreFolder(tmp_path, "1", Budget(0))
-    samples, tensor = images([0])
-    store = folder.store("training", 1, [SampleShape(tensor, samples)], None, 4000)
-    store.put(samples, [tensor])
-    assert list(tmp_path.rglob("segment-1.bin"))
-    folder.close(store)
-    folder.remove()
-    assert not list(tmp_path.iterdir())
-
-
-def test_in_shared_memory_that_is_too_small_nothing_is_put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shared = tmp_path / "shared"
-    shared.mkdir()
-    monkeypatch.setattr(store_folder, "SHARED_MEMORY", shared)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=64 * 2**20))  # as in a container
-    folder = StoreFolder(tmp_path / "disk", "1", Budget(2**40), num_ranks=2)
-    samples, tensor = images([0])
-    for num_bytes, place in ((63 * 2**20, "disk"), (40 * 2**20, "shared")):
-        folder.store("training", 1, [SampleShape(tensor, samples)], None, num_bytes).put(samples, [tensor])
-        assert list((tmp_path / place).rglob("segment-1.bin"))
-        assert not [*shared.iterdir()] or place == "shared"
-
-
-def test_a_fit_that_begins_is_never_taken_for_one_that_was_killed(tmp_path: Path) -> None:
-    living = StoreFolder(tmp_path, "1", Budget(0))
-    filled(living, [0])
-    assert not [path for path in tmp_path.rglob("lock") if not _is_locked(path)]
-    StoreFolder(tmp_path, "2", Budget(0))
-    assert list(tmp_path.rglob("segment-1.bin"))
-
-
-def _is_locked(file: Path) -> bool:
-    with file.open() as opened:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
 
 
 def test_reading_files_takes_no_memory_of_its_own(tmp_path: Path) -> None:

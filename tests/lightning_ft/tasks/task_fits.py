@@ -1,6 +1,8 @@
 """What the tests of tasks share: short fits on the CPU, whose losses are kept."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,6 +60,22 @@ class Task:
         assert cached_losses == pytest.approx(losses, abs=1e-4)
         for name, value in plain.state_dict().items():
             torch.testing.assert_close(cached.state_dict()[name], value, atol=1e-4, rtol=1e-3)
+
+    def assert_what_is_kept_serves_until_files_change(self, folder: Path, files: Iterable[Path]) -> None:
+        """Train with a cache that is kept in a folder, again, and once more when files of the data have changed."""
+
+        def run() -> tuple[list[float], dict[Path, int]]:
+            cache = FrozenPrefixCache(directory=str(folder), keep=True)
+            _, losses = self.fit(GradualUnfreezing([{"train": ["head"]}]), cache, epochs=2)
+            return losses, {segment: segment.stat().st_mtime_ns for segment in folder.rglob("segment*")}
+
+        (losses, kept), (again, kept_after) = run(), run()
+        assert kept
+        assert kept_after == kept  # what is not used is kept anew
+        assert again == pytest.approx(losses, abs=1e-4)
+        for file in files:
+            os.utime(file, ns=(1, 1))
+        assert len(run()[1]) > len(kept)
 
     def assert_a_rate_is_found(self) -> None:
         """Find the learning rate, with trials, before an epoch."""

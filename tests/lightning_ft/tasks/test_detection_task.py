@@ -92,6 +92,10 @@ def test_phases_rates_and_the_cache(task: Task) -> None:
     task.assert_the_cache_changes_nothing()
 
 
+def test_what_is_kept_serves_a_later_run_until_images_change(task: Task, shapes: Path, tmp_path: Path) -> None:
+    task.assert_what_is_kept_serves_until_files_change(tmp_path, shapes.parent.glob("*.png"))
+
+
 def test_a_range_test(task: Task) -> None:
     task.assert_a_rate_is_found()
 

@@ -85,6 +85,10 @@ def test_phases_rates_and_the_cache(scenes: tuple[str, str]) -> None:
     task_of(scenes).assert_the_cache_changes_nothing()
 
 
+def test_what_is_kept_serves_a_later_run_until_masks_change(scenes: tuple[str, str], tmp_path: Path) -> None:
+    task_of(scenes).assert_what_is_kept_serves_until_files_change(tmp_path, Path(scenes[1]).iterdir())
+
+
 def test_a_range_test(scenes: tuple[str, str]) -> None:
     task_of(scenes, augment=True).assert_a_rate_is_found()
 
