@@ -7,8 +7,9 @@ fresh process, whose peak memory is told; the contenders of a seed follow one an
 one begins, so that filling the cache counts. Nothing is validated; the accuracy is that of a test afterwards.
 
 `to-full`, and `images`, trains the head, then a quarter of the layers too (rounded up), then half, and in one last
-epoch all; `never-full` leaves that epoch out. Lightning's BackboneFinetuning can say two phases only: the head, then
-all. finetuning-scheduler is there where it is installed, as in the environment of `make conformance`.
+epoch all; `never-full`, and `images-never-full`, leaves that epoch out. Lightning's BackboneFinetuning can say two
+phases only: the head, then all. finetuning-scheduler is there where it is installed, as in the environment of
+`make conformance`.
 """
 
 import argparse
@@ -53,11 +54,14 @@ from lightning_ft_callbacks.block_costs import BlockCosts, count_costs
 from lightning_ft_callbacks.caching.read_ahead import ReadAhead
 
 TO_FULL = (0, 1 / 4, 1 / 2, 1)
-SHARES = {"to-full": TO_FULL, "never-full": TO_FULL[:-1], "images": TO_FULL, "head": (0,), "head-128": (0,)}
+IMAGE_SCHEDULES = ("images", "images-never-full")
+SHARES = {"to-full": TO_FULL, "images": TO_FULL, "head": (0,), "head-128": (0,)}
+SHARES |= dict.fromkeys(("never-full", "images-never-full"), TO_FULL[:-1])
 HEAD_GOALS = {"head": 10, "head-128": 30}
 TOOLS = ("full", "lightning", "scheduler", "uncached", "cached")
-TEXTS = [f"to-full/{tool}" for tool in TOOLS] + [f"never-full/{tool}" for tool in ("full", "uncached", "cached")]
-IMAGES = [f"images/{tool}" for tool in TOOLS]
+NEVER_FULL = [tool for tool in TOOLS if tool != "lightning"]  # which ends with all
+TEXTS = [f"to-full/{tool}" for tool in TOOLS] + [f"never-full/{tool}" for tool in NEVER_FULL]
+IMAGES = [f"images/{tool}" for tool in TOOLS] + [f"images-never-full/{tool}" for tool in NEVER_FULL]
 FASHION = "/usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte.gz"  # 10,000 images
 SIZE = 64  # [pixel] that they are enlarged to
 LENGTH = 128  # [token] at which long reviews are cut
@@ -158,7 +162,7 @@ def train(name: str, seed: int, folder: str, options: argparse.Namespace) -> Tra
     """Train one contender in this process."""
     schedule, tool = name.split("/")
     seed_everything(seed)
-    rate = {"lr": RATES[tool]} if schedule == "images" else {}
+    rate = {"lr": RATES[tool]} if schedule in IMAGE_SCHEDULES else {}
     optimizer = trained_only if tool == "scheduler" else AdamW
     module, data = parts(schedule, folder, options, optimizer=optimizer, **rate)
     blocks, clock = BlockMap.of(module), EpochClock()
@@ -201,7 +205,7 @@ def parts(
     schedule: str, folder: str, options: argparse.Namespace, **arguments: Any
 ) -> tuple[FineTuner, LightningDataModule]:
     """Return a new module and its data."""
-    if schedule == "images":
+    if schedule in IMAGE_SCHEDULES:
         head = partial(ImageClassificationHead, num_classes=10)
         module = FineTuner(TimmBackbone(NAME, checkpoint=WEIGHTS), head, **arguments)
         rest = 10_000 - options.rows - options.test_rows  # nothing is validated
@@ -261,7 +265,7 @@ def trained_only(groups: Any) -> AdamW:
 def operations(schedule: str, folder: str, options: argparse.Namespace) -> tuple[Sequence[str], BlockCosts]:
     """Return the blocks' names and what they cost on a batch."""
     module, data = parts(schedule, folder, options)
-    if schedule == "images":
+    if schedule in IMAGE_SCHEDULES:
         batch = {"pixel_values": torch.zeros(32, 3, SIZE, SIZE)}
     else:
         data.setup("fit")
