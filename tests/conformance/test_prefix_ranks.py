@@ -69,6 +69,11 @@ def test_each_rank_resumed_ends_as_one_resumed_without_it(net: str, step: int, w
         cached.same_as(without)
         assert len(cached.losses) == 12 - step
         assert sum(cached.calls[1:]) < sum(without.calls[1:])
+    if where == "kept":
+        assert list((trained / f"kept-{net}-{step}").glob("*-0"))
+    if where == "kept" and step == 5:  # the first phase's was complete
+        begun_with, begun_anew = (sum(runs(trained, f"{net}-{kind}-{step}")[0].calls) for kind in ("kept", "memory"))
+        assert begun_with < begun_anew
 
 
 @pytest.mark.parametrize("who", FULL)

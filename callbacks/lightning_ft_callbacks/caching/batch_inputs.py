@@ -28,6 +28,9 @@ class BatchInputs:
         storage: Where the rest is kept.
         index: A file for the index, shared by processes; None for memory.
 
+    Attributes:
+        store: Where they are.
+
     Raises:
         CannotCacheError: If a batch is something else.
     """
@@ -51,7 +54,7 @@ class BatchInputs:
         self._names = [name for name in batch if name not in unread and name != MASK]
         self._shapes = [SampleShape(batch[name], samples) for name in self._names]
         self._padding: dict[str, float | None] = dict.fromkeys(self._names)
-        self._store = SampleStore(num_samples, self._shapes, storage, index=index)
+        self.store = SampleStore(num_samples, self._shapes, storage, index=index)
         self._left = samples.left
 
     def see(self, batch: Mapping[str, Tensor], samples: Samples) -> None:
@@ -92,23 +95,23 @@ class BatchInputs:
         Raises:
             StorageFullError: If there is no room.
         """
-        self._store.put(samples, [batch[name] for name in self._names])
+        self.store.put(samples, [batch[name] for name in self._names])
 
     def has(self, ids: tuple[int, ...]) -> bool:
         """Tell whether a batch of some samples can be made."""
-        if not self._store.holds(ids):
+        if not self.store.holds(ids):
             return False
         unknown = any(
             shape.token_dims and self._padding[name] is None
             for name, shape in zip(self._names, self._shapes, strict=True)
         )
-        return not unknown or len(set(self._store.lengths(ids))) == 1
+        return not unknown or len(set(self.store.lengths(ids))) == 1
 
     def samples(self, ids: tuple[int, ...]) -> Samples:
         """Return the samples of a batch that can be made."""
         if self._mask is None:
             return Samples(ids)
-        lengths = self._store.lengths(ids)
+        lengths = self.store.lengths(ids)
         return Samples(ids, lengths, max(lengths), self._left)
 
     def batch(self, ids: tuple[int, ...], read: Callable[[], Mapping[str, Tensor]]) -> Any:
@@ -119,7 +122,7 @@ class BatchInputs:
             read: Reads it after all.
         """
         samples = self.samples(ids)
-        parts = dict(zip(self._names, self._store.get(samples), strict=True))
+        parts = dict(zip(self._names, self.store.get(samples), strict=True))
         for name, shape in zip(self._names, self._shapes, strict=True):
             if shape.token_dims and (padding := self._padding[name]):
                 parts[name][~samples.mask()] = padding

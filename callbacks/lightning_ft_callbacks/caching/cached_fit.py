@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -25,6 +25,7 @@ from lightning_ft_callbacks.caching.store_folder import StoreFolder
 from lightning_ft_callbacks.caching.watched_step import WatchedStep
 
 STEPS = {"train": "training_step", "val": "validation_step"}
+Result = TypeVar("Result")
 Fingerprint = Callable[[Any, int, PrefixCut], str | None]
 
 
@@ -185,31 +186,26 @@ class CachedFit:
 
     def _learn(self, step: "_Step", frontier: int) -> None:
         """Decide what to keep from this frontier on."""
-        part, names, is_train = step.part, self._block_map.names, step.place[0] == "train"
+        part, names = step.part, self._block_map.names
         lines = lines_worth_keeping(names, self._phases_to_come, frontier)
         if not lines:
             return
         blocks = [names[line] for line in lines]
-        error: CannotCacheError | StorageFullError | None = None
-        chosen: list[tuple[str, int]] = []
-        try:
-            if is_train and not self._module.automatic_optimization:
-                raise CannotCacheError("under manual optimization a step cannot be tried; use automatic optimization")
-            part.samples.check(step.ids)
-            samples = Samples.of_mask(part.samples.numbers(step.ids), mask_of(step.batch))
-            room = self._folder.room
+        samples, error = _tried(lambda: self._samples(step))
+        # all ranks reckon with the same numbers, so that they choose the same lines and the same place for each
+        room = -self._largest(-self._folder.room)
+        num_tokens = self._largest(0 if samples is None or samples.mean_length is None else samples.mean_length) or None
+        chosen: list[tuple[str, int]] | None = None
+        if samples is not None:
             fingerprint = partial(self._fingerprint, part.samples.whole, part.samples.loader.views)
-            move = partial(self._moved, step.place)
-            chosen = part.learn(self._watched(step), step.batch, samples, blocks, room, fingerprint, move)
-        except (CannotCacheError, StorageFullError) as found:
-            error = found
-        except Exception as found:  # a foreign step may do what it cannot do without gradients
-            error = CannotCacheError(f"a trial of the step, without gradients, raised {type(found).__name__}: {found}")
-            error.__cause__ = found
+            watched, move = self._watched(step), partial(self._moved, step.place)
+            chosen, error = _tried(
+                lambda: part.learn(watched, step.batch, samples, blocks, room, num_tokens, fingerprint, move)
+            )
         # decided by all ranks together, so that none tries alone a step that waits for the others
         decide = self._trainer.strategy.reduce_boolean_decision
         if not decide(error is None, all=True):
-            for block, _ in chosen:
+            for block, _ in chosen or ():
                 part.drop(block)
             if decide(isinstance(error, CannotCacheError), all=False):
                 raise error if isinstance(error, CannotCacheError) else CannotCacheError("another process cannot")
@@ -219,7 +215,7 @@ class CachedFit:
             )
             return
         part.asks = decide(part.has_unproven, all=False)
-        for block, num_bytes in chosen:
+        for block, num_bytes in chosen or ():
             rank_zero_info(
                 f"FrozenPrefixCache: keeps what {block} reads of {len(part.samples):,} samples ({part.name}), about "
                 f"{num_bytes / 1e6:,.0f} MB"
@@ -229,6 +225,22 @@ class CachedFit:
                     f"FrozenPrefixCache: below {block}, {num_running} calls of frozen modules go on running in each "
                     f"{part.name} step: after a trained block has run, or what they give cannot be kept"
                 )
+
+    def _samples(self, step: "_Step") -> Samples:
+        """Return the samples of a step.
+
+        Raises:
+            CannotCacheError: If nothing can be kept of them, with what to change.
+        """
+        if step.place[0] == "train" and not self._module.automatic_optimization:
+            raise CannotCacheError("under manual optimization a step cannot be tried; use automatic optimization")
+        step.part.samples.check(step.ids)
+        return Samples.of_mask(step.part.samples.numbers(step.ids), mask_of(step.batch))
+
+    def _largest(self, number: int) -> int:
+        """Return the largest that any rank gives."""
+        found: Any = torch.tensor(number, device=self._module.device)
+        return int(self._trainer.strategy.reduce(found, reduce_op="max"))
 
     def _look_again(self, step: "_Step", frontier: int) -> None:
         """Make sure once an epoch that the prefix still gives what is kept, and once that padding is not read.
@@ -311,3 +323,15 @@ class _Step:
     batch_idx: int
     ids: tuple[int, ...]
     unread: bool
+
+
+def _tried(action: Callable[[], Result]) -> tuple[Result | None, CannotCacheError | StorageFullError | None]:
+    """Return what an action gives, and why it cannot; a foreign step may do what it cannot do without gradients."""
+    try:
+        return action(), None
+    except (CannotCacheError, StorageFullError) as error:
+        return None, error
+    except Exception as found:
+        error = CannotCacheError(f"a trial of the step, without gradients, raised {type(found).__name__}: {found}")
+        error.__cause__ = found
+        return None, error

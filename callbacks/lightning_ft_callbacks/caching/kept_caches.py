@@ -62,6 +62,20 @@ def num_held(folder: Path, described: dict[str, Any]) -> int:
     return int(_manifest(folder)["num_held"]) if is_whole(folder, described) else 0
 
 
+def is_complete(folder: Path, num_samples: int) -> bool:
+    """Tell whether a store that is not finished yet holds all samples of its data set.
+
+    Args:
+        folder: The store's folder.
+        num_samples: How many there are.
+    """
+    return (folder / INDEX).exists() and _num_in(folder, num_samples) == num_samples
+
+
+def _num_in(folder: Path, num_samples: int) -> int:
+    return int(open_index(num_samples, folder / INDEX)[:, SEGMENT].count_nonzero())
+
+
 def take_over(kept: Path, folder: Path) -> int:
     """Begin a store with all that a finished one holds, which itself is not changed.
 
@@ -136,7 +150,7 @@ def finish(
     before = 0 if kept is None else num_held(kept, described)
     if kept is not None and before:
         merge(kept, folder, num_samples)
-    held = int(open_index(num_samples, folder / INDEX)[:, SEGMENT].count_nonzero())
+    held = _num_in(folder, num_samples)
     if held <= before:
         return kept
     files = {path.name: _checksum(path) for path in sorted(folder.glob("*.bin"))}

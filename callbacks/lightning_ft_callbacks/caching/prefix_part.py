@@ -22,6 +22,7 @@ from lightning_ft_callbacks.caching.same_samples import SameSamples, another_sam
 from lightning_ft_callbacks.caching.same_values import holds_the_same
 from lightning_ft_callbacks.caching.sample_shapes import CannotCacheError, Samples
 from lightning_ft_callbacks.caching.sample_store import SampleStore
+from lightning_ft_callbacks.caching.storage import StorageFullError
 from lightning_ft_callbacks.caching.store_folder import StoreFolder
 
 FEW = 4  # samples of an epoch whose prefix is run once more
@@ -81,6 +82,7 @@ class PrefixPart:
         samples: Samples,
         blocks: Sequence[str],
         room: int,
+        num_tokens: int | None,
         fingerprint: Callable[[PrefixCut], str | None],
         move: Callable[[Any], Any],
     ) -> list[tuple[str, int]]:
@@ -92,6 +94,7 @@ class PrefixPart:
             samples: Its samples.
             blocks: The blocks, the most wanted one first; the others only as long as there is room for them.
             room: Memory for all [byte].
+            num_tokens: Of a sample, to reckon with; None if samples have no tokens.
             fingerprint: Names what will be kept at a cut, so that a later fit finds it.
             move: Makes of a batch that was read what the step gets.
 
@@ -112,20 +115,24 @@ class PrefixPart:
         for cut in [cut for cut in cuts if cut.block not in refusals]:
             block = cut.block
             store = SampleStore(0, cut.shapes, self._folder.none(), dtype=self._dtype)
-            lengths = samples.lengths or (None,)
-            num_bytes = len(self.samples) * sum(store.sample_bytes(length) for length in lengths) // len(lengths)
+            num_bytes = len(self.samples) * store.sample_bytes(num_tokens)
             if chosen and num_bytes > room:
                 continue
             room -= num_bytes
-            store = self._folder.store(
-                f"{self.name}-{self._order[block]}",
-                self.samples.num_numbers,
-                cut.shapes,
-                self._dtype,
-                num_bytes,
-                fingerprint(cut),
-                partial(_still_true, self.samples.loader, cut, step, move, len(samples.ids)),
-            )
+            try:
+                store = self._folder.store(
+                    f"{self.name}-{self._order[block]}",
+                    self.samples.num_numbers,
+                    cut.shapes,
+                    self._dtype,
+                    num_bytes,
+                    fingerprint(cut),
+                    partial(_still_true, self.samples.loader, cut, step, move, len(samples.ids)),
+                )
+            except StorageFullError:
+                if chosen:
+                    break
+                raise
             num_compared = FEW if watch.takes_fewer else len(samples.ids)
             self._lines[block] = KeptLine(cut, store, num_compared, samples.may_be_padded)
             chosen.append((block, num_bytes))
@@ -304,6 +311,8 @@ class PrefixPart:
         self._read_ahead.close()
         for block in list(self._lines):
             self.drop(block)
+        if self._inputs is not None:
+            self._folder.close_beside(self._inputs.store)
         self._inputs = None
         self._same = SameSamples()
 

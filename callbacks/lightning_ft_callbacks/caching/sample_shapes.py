@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -34,6 +35,11 @@ class Samples:
         """The sizes that a dimension may have."""
         sizes = {BATCH: len(self.ids)}
         return sizes if self.num_tokens is None else sizes | {TOKENS: self.num_tokens}
+
+    @property
+    def mean_length(self) -> int | None:
+        """The tokens of a sample on average, rounded up; None where samples have no tokens."""
+        return None if self.lengths is None else ceil(sum(self.lengths) / max(1, len(self.lengths)))
 
     @property
     def may_be_padded(self) -> bool:

@@ -3,6 +3,7 @@
 import fcntl
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,15 +13,22 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_ft_callbacks.caching.kept_caches import description, finish, finished_stores, is_whole, take_over
+from lightning_ft_callbacks.caching.kept_caches import (
+    description,
+    finish,
+    finished_stores,
+    is_complete,
+    is_whole,
+    take_over,
+)
 from lightning_ft_callbacks.caching.sample_shapes import SampleShape
 from lightning_ft_callbacks.caching.sample_store import INDEX, SampleStore
 from lightning_ft_callbacks.caching.storage import Budget, Storage, storage_errors
+from lightning_ft_callbacks.caching.store_users import StoreUsers, wait_for_endings
 from lightning_ft_callbacks.whole_file import reason_of
 
 FIT, LOCK = "fit-", "lock"
 SHARED_MEMORY = Path("/dev/shm")
-CLOSED, ENDING = "closed", "ending"  # notes of who has let go of a store, and that somebody removes it
 
 
 @dataclass(slots=True, eq=False)
@@ -80,10 +88,10 @@ class StoreFolder:
         self._memory = SHARED_MEMORY / f"lightning-ft-{FIT}{token}"
         self._locks: dict[Path, Any] = {}
         self._open: dict[int, _Open] = {}
-        self._folders: dict[int, tuple[Path, int]] = {}  # where each store's files are, if any, and how many use them
-        self._unfinished: list[_Open] = []  # that other processes have not let go of yet
+        self._users: dict[Storage, StoreUsers] = {}
+        self._left: list[tuple[StoreUsers, _Open]] = []  # to be kept, but not let go of yet by all
         self._in_shared_memory: dict[int, int] = {}
-        self._number = 0
+        self._number: Counter[str] = Counter()
         for place in {root, SHARED_MEMORY, *left_behind}:
             _remove_orphans(place)
 
@@ -103,7 +111,9 @@ class StoreFolder:
             StorageFullError: If files are needed, and cannot be made.
         """
         folder = self._place(0) / name
-        return self._storage(folder, in_files=self._shared), folder / INDEX if self._shared else None
+        storage = self._storage(folder, in_files=self._shared)
+        self._users[storage] = StoreUsers(folder, self._rank, self._num_ranks)
+        return storage, folder / INDEX if self._shared else None
 
     def store(
         self,
@@ -129,14 +139,14 @@ class StoreFolder:
         Raises:
             StorageFullError: If files are needed, and cannot be made.
         """
-        self._number += 1
-        folder = self._place(num_bytes) / f"{name}-{self._number}"
+        self._number[name] += 1
+        folder = self._place(num_bytes) / f"{name}-{self._number[name]}"
 
         def opened(folder: Path, writer: int, users: int) -> SampleStore:
             files = self._shared or self.keep
             storage = self._storage(folder, in_files=files, writer=writer)
             store = SampleStore(num_samples, shapes, storage, dtype=dtype, index=folder / INDEX if files else None)
-            self._folders[id(store)] = folder, users
+            self._users[storage] = StoreUsers(folder, self._rank, users)
             return store
 
         if not self.keep or fingerprint is None:
@@ -203,53 +213,62 @@ class StoreFolder:
         return next((one.values for one in of_it if proven(one.store)), None)
 
     def close(self, store: SampleStore) -> None:
-        """Let go of a store: keep it for later fits where it is to be kept, and remove its files.
+        """Let go of a store: the last process that does keeps it for later fits, if that is asked for, or removes it.
 
-        What several processes fill together is kept only when it is complete. The last of them to let go does all that,
-        because the others may still be reading.
+        What several processes fill together is kept only when it is complete.
         """
         self._in_shared_memory.pop(id(store), None)
-        one, (folder, users) = self._open.pop(id(store), None), self._folders.pop(id(store))
-        if one is not None and self._shared and store.num_held < store.num_samples:
-            one = None
+        self._leave(store.storage, self._open.pop(id(store), None))
         store.close()
-        if users == 1 or self._is_last_of(users, folder):
-            self._end(folder, one)
-        elif one is not None and self._rank == 0:
-            self._unfinished.append(one)
+
+    def close_beside(self, store: SampleStore) -> None:
+        """Let go of what is small, and remove its files if no other process uses them.
+
+        Args:
+            store: What was made of ``beside``.
+        """
+        self._leave(store.storage, None)
+        store.close()
 
     def remove(self) -> None:
         """Remove the fit's files, when all processes have let go of all stores; or when something went wrong."""
-        for one in self._unfinished:
-            if one.folder.exists() and _made(_beside(one.folder, ENDING)):
-                self._end(one.folder, one)
+        for users, one in self._left:
+            self._end(users, one)
         for folder, lock in self._locks.items():
+            wait_for_endings(folder)
             gone = folder.with_name(f"{folder.name}-gone")  # where no other process adds anything
             with suppress(OSError):
                 folder.rename(gone)
             for one in (gone, folder):
                 shutil.rmtree(one, ignore_errors=True)
             lock.close()
-        self._locks = {}
+        self._locks, self._left = {}, []
 
-    def _is_last_of(self, users: int, folder: Path) -> bool:
-        """Note that this process has let go of a store, and tell whether it is the last to do so."""
-        with suppress(OSError):  # where the fit's folder is gone
-            _beside(folder, f"{CLOSED}-{self._rank}").touch()
-            if all(_beside(folder, f"{CLOSED}-{rank}").exists() for rank in range(users)):
-                return _made(_beside(folder, ENDING))  # two may have seen it
-        return False
+    def _leave(self, storage: Storage, one: _Open | None) -> None:
+        users = self._users.pop(storage)
+        if users.leave():
+            self._end(users, one)
+        elif one is not None and self._rank == 0:
+            self._left.append((users, one))
 
-    def _end(self, folder: Path, one: _Open | None) -> None:
-        """Keep a store that nobody uses any more, if it is to be kept, and remove its files."""
-        if one is not None:
-            values, count = one.values, one.store.num_samples
+    def _end(self, users: StoreUsers, one: _Open | None) -> None:
+        """Keep a store that nobody uses any more, if it is to be kept, or remove its files; unless another one does."""
+        with users.ending() as is_mine:
+            if not is_mine:
+                return
             try:
-                values.kept = finish(folder, one.described, self.root, values.fingerprint, count, values.kept)
-            except OSError as error:
-                text = f"nothing is kept in {self.root} for later fits: {reason_of(error)}"
-                warnings.warn(f"FrozenPrefixCache: {text}", stacklevel=2)  # on whichever rank was the last
-        shutil.rmtree(folder, ignore_errors=True)
+                if one is not None and (users.count == 1 or is_complete(users.folder, one.store.num_samples)):
+                    self._finish(one)
+            finally:
+                shutil.rmtree(users.folder, ignore_errors=True)
+
+    def _finish(self, one: _Open) -> None:
+        values, count = one.values, one.store.num_samples
+        try:
+            values.kept = finish(one.folder, one.described, self.root, values.fingerprint, count, values.kept)
+        except OSError as error:
+            text = f"nothing is kept in {self.root} for later fits: {reason_of(error)}"
+            warnings.warn(f"FrozenPrefixCache: {text}", stacklevel=2)  # on whichever rank was the last
 
     def _place(self, num_bytes: int) -> Path:
         """Return the folder for files: in shared memory if they fit there and go with the fit, else on the disk."""
@@ -276,20 +295,6 @@ class StoreFolder:
             self._locks[folder] = unnamed.open("w")
             fcntl.flock(self._locks[folder], fcntl.LOCK_EX | fcntl.LOCK_NB)
             unnamed.rename(folder / LOCK)
-
-
-def _beside(folder: Path, note: str) -> Path:
-    """Return the name of a note about a store's folder, which itself may be renamed."""
-    return folder.with_name(f"{folder.name}.{note}")
-
-
-def _made(file: Path) -> bool:
-    """Make a file, and tell whether nobody else had."""
-    try:
-        file.touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    return True
 
 
 def _remove_orphans(root: Path) -> None:

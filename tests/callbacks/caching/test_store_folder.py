@@ -4,7 +4,9 @@ import fcntl
 import json
 import os
 import shutil
+import time
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -81,7 +83,7 @@ def test_the_files_of_a_store_go_with_it(tmp_path: Path) -> None:
     for store in stores:
         store.put(samples, [tensor])
     folder.close(stores[0])
-    assert [path.parent.name for path in tmp_path.rglob("segment-1.bin")] == ["validation-2"]
+    assert [path.parent.name for path in tmp_path.rglob("segment-1.bin")] == ["validation-1"]
     assert torch.equal(stores[1].get(samples)[0], tensor)
 
 
@@ -104,10 +106,16 @@ def test_several_processes_take_no_more_shared_memory_together_than_allowed(tmp_
             folder.remove()
 
 
-def of_two(root: Path) -> tuple[list[StoreFolder], list[SampleStore]]:
-    """Return the folders of two processes, and a store that both have filled together, to be kept."""
+def of_two(root: Path, last: int | None = None) -> tuple[list[StoreFolder], list[SampleStore]]:
+    """Return the folders of two processes, and a store that both have filled together, to be kept.
+
+    Args:
+        root: Where it will be kept.
+        last: The process that will still put the last sample; None if it is there.
+    """
     folders = [StoreFolder(root, "1", Budget(0), rank=rank, num_ranks=2, keep=True) for rank in (0, 1)]
-    return folders, [filled(folder, ids) for folder, ids in zip(folders, ([0, 1, 2], [3, 4, 5]), strict=True)]
+    ids = ([0, 1, 2], [3, 4] if last is not None else [3, 4, 5])
+    return folders, [filled(folder, mine) for folder, mine in zip(folders, ids, strict=True)]
 
 
 @pytest.mark.parametrize("first", [0, 1])
@@ -125,6 +133,55 @@ def test_the_last_of_two_processes_keeps_what_they_filled_while_the_first_may_st
         folder.remove()
     assert [path.name for path in tmp_path.iterdir()] == ["name-0"]
     assert {path.suffix for path in kept.iterdir()} == {".json", ".bin"}
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_it_is_kept_too_where_the_last_samples_come_while_the_first_process_lets_go(
+    first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders, stores = of_two(tmp_path, last=1 - first)
+    users, (samples, tensor) = folders[first]._users[stores[first].storage], images([5])
+    leave = users.leave
+
+    def after_the_other() -> bool:
+        stores[1 - first].put(samples, [tensor])
+        folders[1 - first].close(stores[1 - first])
+        return leave()
+
+    monkeypatch.setattr(users, "leave", after_the_other)
+    folders[first].close(stores[first])
+    assert [path.name for path in tmp_path.glob("name-*")] == ["name-0"]
+
+
+def test_the_first_process_waits_with_removing_until_the_last_has_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders, stores = of_two(tmp_path)
+    folders[0].close(stores[0])
+    removing, real = Thread(target=folders[0].remove), store_folder.finish
+
+    def while_it_removes(*arguments: Any) -> Any:
+        removing.start()
+        time.sleep(0.5)
+        return real(*arguments)
+
+    monkeypatch.setattr(store_folder, "finish", while_it_removes)
+    folders[1].close(stores[1])
+    removing.join()
+    assert [path.name for path in tmp_path.iterdir()] == ["name-0"]
+
+
+def test_what_is_small_goes_with_the_last_process_too(tmp_path: Path) -> None:
+    samples, tensor = images([0])
+    folders = [StoreFolder(tmp_path, "1", Budget(0), rank=rank, num_ranks=2, keep=True) for rank in (0, 1)]
+    stores = []
+    for folder in folders:
+        storage, index = folder.beside("labels")
+        stores.append(SampleStore(1, [SampleShape(tensor, samples)], storage, index=index))
+    stores[0].put(samples, [tensor])
+    for folder, store, there in zip(folders, stores, (True, False), strict=True):
+        folder.close_beside(store)
+        assert (tmp_path / "fit-1" / "labels").exists() == there
 
 
 def test_where_something_goes_wrong_the_first_process_keeps_it_alone_and_the_other_leaves_nothing(
@@ -145,14 +202,14 @@ def test_a_process_that_lets_go_while_the_first_removes_all_leaves_nothing(
     real = os.rmdir
 
     def let_go_before(path: Any, **options: Any) -> None:
-        if Path(path).name.startswith("fit-1") and id(stores[1]) in folders[1]._folders:  # all in it is gone
+        if Path(path).name.startswith("fit-1") and stores[1].storage in folders[1]._users:  # all in it is gone
             folders[1].close(stores[1])
         real(path, **options)
 
     folders[0].close(stores[0])
     monkeypatch.setattr(os, "rmdir", let_go_before)
     folders[0].remove()
-    assert id(stores[1]) not in folders[1]._folders
+    assert stores[1].storage not in folders[1]._users
     assert [path.name for path in tmp_path.iterdir()] == ["name-0"]
 
 

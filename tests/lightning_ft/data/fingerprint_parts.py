@@ -18,7 +18,9 @@ KINDS = ("images", "tiles", "masks", "volumes")
 
 def write(folder: Path) -> None:
     """Write digits, pictures with masks and boxes, and a volume."""
-    write_class_folders(folder / "digits", num=20)
+    digits = write_class_folders(folder / "digits", num=20)
+    rows = [f"digits/{path.parent.name}/{path.name},{path.parent.name}" for path in sorted(digits.rglob("*.png"))]
+    (folder / "digits.csv").write_text("\n".join(["image,label", *rows]) + "\n")
     images, _ = write_scenes(folder)
     boxes = [{"id": n, "image_id": n, "category_id": 1, "bbox": [2, 3, 8, 8]} for n in range(20)]
     pictures = [{"id": n, "file_name": f"{n:02}.png", "width": 24, "height": 16} for n in range(20)]
@@ -37,7 +39,7 @@ def training_data(kind: str, folder: Path, seed: int = 0, **options: Any) -> Any
         data: Any = data_of(*(str(folder / file) for file in files), **options)
     else:
         makers: dict[str, Callable[..., Any]] = {"images": ImageClassificationData, "tiles": DetectionData}
-        data = makers[kind](str(folder / {"images": "digits", "tiles": "images/boxes.json"}[kind]), **options)
+        data = makers[kind](str(folder / {"images": "digits.csv", "tiles": "images/boxes.json"}[kind]), **options)
         data.trainer = trainer_of()
         data.setup("fit")
     found = data.train_dataloader().dataset
