@@ -67,6 +67,16 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 CACHE = pytest.StashKey[str]()
 
 
+@pytest.fixture(autouse=True)
+def no_process_group_stays() -> Iterator[None]:
+    """Let go of the port and the names of processes that a fit with DDP in this process leaves to later tests."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "RANK", "NODE_RANK", "LOCAL_RANK"):
+        os.environ.pop(name, None)
+
+
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a two-layer BERT with random weights and the real tokenizer of MiniLM."""
