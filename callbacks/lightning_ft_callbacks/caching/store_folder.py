@@ -45,7 +45,6 @@ class _Open:
 
     store: SampleStore
     values: _Values
-    folder: Path
     described: dict[str, Any]
 
 
@@ -160,7 +159,7 @@ class StoreFolder:
             values = values or self._values_of_this_fit(fingerprint, proven) or _Values(fingerprint)
             store = opened(folder, self._rank, self._num_ranks)
         if values is not None and store.num_held < num_samples:
-            self._open[id(store)] = _Open(store, values, folder, described)
+            self._open[id(store)] = _Open(store, values, described)
         return store
 
     def _kept(
@@ -258,14 +257,14 @@ class StoreFolder:
                 return
             try:
                 if one is not None and (users.count == 1 or is_complete(users.folder, one.store.num_samples)):
-                    self._finish(one)
+                    self._finish(users.folder, one)
             finally:
                 shutil.rmtree(users.folder, ignore_errors=True)
 
-    def _finish(self, one: _Open) -> None:
+    def _finish(self, folder: Path, one: _Open) -> None:
         values, count = one.values, one.store.num_samples
         try:
-            values.kept = finish(one.folder, one.described, self.root, values.fingerprint, count, values.kept)
+            values.kept = finish(folder, one.described, self.root, values.fingerprint, count, values.kept)
         except OSError as error:
             text = f"nothing is kept in {self.root} for later fits: {reason_of(error)}"
             warnings.warn(f"FrozenPrefixCache: {text}", stacklevel=2)  # on whichever rank was the last
